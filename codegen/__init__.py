@@ -1,0 +1,1 @@
+"""graphwright.codegen."""

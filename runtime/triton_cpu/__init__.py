@@ -1,0 +1,1 @@
+"""A CPU backend for upstream Triton: TTIR in, machine code out."""
