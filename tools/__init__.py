@@ -1,1 +1,1 @@
-"""graphwright.tools."""
+"""The `graphwright` command and what stands behind it."""
