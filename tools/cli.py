@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the run failed, 2 the command line was wrong.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Sequence
 
 import click
@@ -46,3 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli.main(args=None if argv is None else list(argv), prog_name="graphwright")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
