@@ -1,0 +1,14 @@
+"""Elementary functions of vectors, emitted as LLVM IR.
+
+`call` emits a call of a function by name. The modules register what they implement in `FUNCTIONS`.
+"""
+
+from __future__ import annotations
+
+from . import basic, errorfunction, exponential, logarithm
+from .registry import FUNCTIONS, Function, call, find
+
+_MODULES = (basic, errorfunction, exponential, logarithm)
+"""Importing them fills the table."""
+
+__all__ = ["FUNCTIONS", "Function", "call", "find"]
