@@ -72,8 +72,10 @@ def test_doctor_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 
 def test_diagnosis_of_this_machine() -> None:
-    """The versions are the installed ones, an instruction set is chosen, and threads are counted."""
+    """Where the tests run, everything that Graphwright needs is there, and Triton has loaded its backend."""
     found = doctor.diagnose()
+    assert found.problems == []
+    assert found.backend_registered
     assert found.python == ".".join(map(str, sys.version_info[:3]))
     assert all(found.packages.values())
     assert found.cpu

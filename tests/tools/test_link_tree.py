@@ -61,5 +61,5 @@ def test_a_second_run_follows_changes(link_tree: ModuleType, package_dirs: dict[
 def test_two_claims_to_one_place_are_refused(link_tree: ModuleType, package_dirs: dict[str, Path]) -> None:
     """A folder inside front/ with a room's name would hide that room."""
     (package_dirs["top"] / "room").mkdir()
-    with pytest.raises(ValueError, match="both .*front/room and .*room would be linked"):
+    with pytest.raises(ValueError, match=r"both .*front/room and .*room would be linked"):
         link_tree.plan_links(package_dirs)
