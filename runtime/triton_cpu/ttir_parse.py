@@ -1,84 +1,24 @@
-"""Reader of TTIR text.
-
-Attributes keep their TTIR names, except that the ones which are bare words in the text get a name and a few are renamed:
-
-    arith.constant      value: int, float, or list of elements in row-major order
-    arith.cmpi, cmpf    predicate: 'slt', 'oeq', ...
-    arith.*, math.*     overflow, fastmath: list of flags; exact, nneg: True; rounding: MLIR's name
-    tt.get_program_id, tt.get_num_programs    axis: 0, 1 or 2
-    tt.load, tt.store   volatile (load), cache: 'none', 'ca', ...; evict: 'evict_normal', ...; boundary_check, padding
-    tt.atomic_rmw       kind: 'fadd', ...; sem; scope
-    tt.atomic_cas       sem; scope
-    tt.dot              precision: 'ieee', 'tf32', ...; max_num_imprecise_acc
-    tt.dot_scaled       lhs, rhs: 'e5m2', ...; has_lhs_scale, has_rhs_scale; fastMath, lhs_k_pack, rhs_k_pack
-    tt.fp_to_fp         rounding: 'rtne' or 'rtz'
-    tt.clampf           propagate_nan: 'none' or 'all'
-    tt.reshape          allow_reorder, efficient_layout: True where present
-    tt.print            prefix, hex, is_signed
-    tt.assert           message
-    tt.elementwise_inline_asm   asm_string, constraints, packed_element, pure
-    tt.extern_elementwise       symbol, libname, libpath, pure
-    tt.descriptor_reduce        kind
-    tt.call             callee
-    scf.for             unsigned: bool, and those of tl.range, such as 'tt.num_stages'
-"""
+"""Reader of TTIR text; `ttir_forms` describes the attributes that it gives to operations."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 from .errors import TtirSyntaxError
 from .ttir import Block, Function, Op, Type, Value
-from .ttir_text import Locations, parse_dense, parse_number, parse_type, tokenize, unquote
-
-_WORDS = {
-    "arith.cmpi": ("predicate",),
-    "arith.cmpf": ("predicate",),
-    "arith.truncf": ("rounding",),
-    "tt.get_program_id": ("axis",),
-    "tt.get_num_programs": ("axis",),
-    "tt.atomic_rmw": ("kind", "sem", "scope"),
-    "tt.atomic_cas": ("sem", "scope"),
-    "tt.descriptor_reduce": ("kind",),
-    "ttg.barrier": ("space",),
-}
-"""Names of the attributes that are bare words in the text."""
-
-_STRINGS = {"tt.print": "prefix", "tt.assert": "message", "tt.elementwise_inline_asm": "asm_string"}
-"""Names of the attributes that are bare strings in the text."""
-
-_FLAGS = frozenset({"exact", "nneg", "allow_reorder", "efficient_layout"})
-
-_RENAMED = {
-    "isVolatile": "volatile",
-    "cacheModifier": "cache",
-    "evictionPolicy": "evict",
-    "boundaryCheck": "boundary_check",
-    "inputPrecision": "precision",
-    "maxNumImpreciseAcc": "max_num_imprecise_acc",
-    "propagateNan": "propagate_nan",
-    "isSigned": "is_signed",
-}
-
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "tt.load": {"volatile": False, "cache": "none", "evict": "evict_normal"},
-    "tt.store": {"cache": "none", "evict": "evict_normal"},
-    "tt.dot": {"precision": "ieee", "max_num_imprecise_acc": 0},
-    "tt.scan": {"reverse": False},
-}
-
-_SAME_TYPE = frozenset(
-    "tt.addptr tt.clampf tt.get_num_programs tt.get_program_id tt.make_range tt.mulhiui tt.precise_divf "
-    "tt.precise_sqrt".split()
+from .ttir_forms import (
+    ABBREVIATED,
+    DEFAULTS,
+    GENERIC,
+    RENAMED,
+    STRINGS,
+    WORDS,
+    name_words,
+    read_attributes,
+    read_types,
+    result_type,
 )
-"""Operations outside arith, math and ub whose printed type is that of the result."""
-
-_ABBREVIATED = {
-    "tt.advance": "!tt.ptr",
-    "tt.make_tensor_ptr": "!tt.ptr",
-    "tt.make_tensor_descriptor": "!tt.tensordesc",
-}
-"""Operations that print only what is between the brackets of their (last) type."""
+from .ttir_text import Locations, parse_dense, parse_number, parse_type, tokenize, unquote
 
 
 def parse(text: str) -> dict[str, Function]:
@@ -112,9 +52,6 @@ class _Parser:
         self._position = 0
 
     # Lines and names
-
-    def _fail(self, reason: str) -> NoReturn:
-        raise TtirSyntaxError(f"line {self._row}: {reason}: {self._lines[self._row - 1].strip()}")
 
     def _next(self) -> list[str]:
         """Return the tokens of the next line that has any, without its location; an empty list at the end."""
@@ -162,13 +99,10 @@ class _Parser:
                     function = self._function(tokens)
                     functions[function.name] = function
                 elif tokens[0] != "module" and tokens != ["}"]:
-                    self._fail("not a function")
-        except TtirSyntaxError as error:
-            if str(error).startswith("line "):
-                raise
-            self._fail(str(error))
-        except (IndexError, KeyError, ValueError):
-            self._fail("not understood")
+                    raise TtirSyntaxError("not a function")
+        except (TtirSyntaxError, IndexError, KeyError, ValueError) as error:
+            reason = error if isinstance(error, TtirSyntaxError) else "not understood"
+            raise TtirSyntaxError(f"line {self._row}: {reason}: {self._lines[self._row - 1].strip()}") from error
         return functions
 
     def _function(self, tokens: list[str]) -> Function:
@@ -179,16 +113,16 @@ class _Parser:
         i, attrs = self._arguments(tokens, at + 1, entry)
         result_types: list[Type] = []
         if tokens[i] == "->":
-            i, result_types = self._types(tokens, i + 1)
+            i, result_types = read_types(tokens, i + 1)
         if tokens[i] == "attributes":
-            i = self._attributes(tokens, i + 1, {})
+            i = read_attributes(tokens, i + 1, {})
         if tokens[i:] != ["{"]:
-            self._fail("expected the body of a function")
+            raise TtirSyntaxError("expected the body of a function")
         blocks, closing = self._region(None, entry)
         if closing != ["}"]:
-            self._fail("expected the end of a function")
+            raise TtirSyntaxError("expected the end of a function")
         if self._pending:
-            self._fail(f"{', '.join(self._pending)} not defined in {name}")
+            raise TtirSyntaxError(f"{', '.join(self._pending)} not defined in {name}")
         return Function(name, blocks, attrs, "private" not in tokens[:at], result_types)
 
     def _arguments(self, tokens: list[str], i: int, block: Block) -> tuple[int, list[dict[str, Any]]]:
@@ -197,12 +131,12 @@ class _Parser:
         i += 1
         while tokens[i] != ")":
             if tokens[i + 1] != ":":
-                self._fail("expected an argument")
+                raise TtirSyntaxError("expected an argument")
             block.args.append(self._define(tokens[i], parse_type(tokens[i + 2]), None, len(block.args), block))
             i += 3
             attrs.append({})
             if tokens[i] == "{":
-                i = self._attributes(tokens, i, attrs[-1])
+                i = read_attributes(tokens, i, attrs[-1])
             if tokens[i].startswith("loc("):
                 i += 1
             if tokens[i] == ",":
@@ -217,7 +151,7 @@ class _Parser:
         while True:
             tokens = self._next()
             if not tokens:
-                self._fail("expected }")
+                raise TtirSyntaxError("expected }")
             first = tokens[0]
             if first[0] == "}":
                 break
@@ -233,7 +167,7 @@ class _Parser:
             else:
                 self._operation(tokens, block)
         if len(self._labels) > len(blocks) or any(block not in blocks for block in self._labels.values()):
-            self._fail("a branch to a block that is not here")
+            raise TtirSyntaxError("a branch to a block that is not here")
         self._labels = outer
         return blocks, tokens
 
@@ -256,7 +190,7 @@ class _Parser:
                 if tokens[i - 1] == "=":
                     break
         name = tokens[i]
-        op = Op(name, [], dict(_DEFAULTS[name]) if name in _DEFAULTS else {}, [], [], block, self._position)
+        op = Op(name, [], dict(DEFAULTS[name]) if name in DEFAULTS else {}, [], [], block, self._position)
         op.line = self._line
         self._position += 1
         block.ops.append(op)
@@ -265,13 +199,15 @@ class _Parser:
             types = special(self, op, tokens, i + 1)
         elif name[0] == '"':
             op.name = unquote(name)
+            if op.name not in GENERIC:
+                raise TtirSyntaxError("this operation is not expected in the generic form")
             types = self._generic_form(op, tokens, i + 1)
         else:
             types = self._plain(op, tokens, i + 1, len(names))
         for operand in op.operands:
             operand.uses.append(op)
         if len(types) != len(names):
-            self._fail(f"{len(types)} result types for {len(names)} results")
+            raise TtirSyntaxError(f"{len(types)} result types for {len(names)} results")
         for k, type_ in enumerate(types):
             op.results.append(self._define(names[k], type_, op, k, block))
 
@@ -289,16 +225,16 @@ class _Parser:
                 if name != "tt.print" or tokens[i + 1][0] != "%":
                     break
             elif first == "{":
-                i = self._attributes(tokens, i, attrs)
+                i = read_attributes(tokens, i, attrs)
                 continue
             elif first in ",[]()":
                 pass
-            elif first == '"' and name in _STRINGS:
-                attrs[_STRINGS[name]] = unquote(token)
+            elif first == '"' and name in STRINGS:
+                attrs[STRINGS[name]] = unquote(token)
             elif first == "@" and name == "tt.call":
                 attrs["callee"] = unquote(token[1:]) if token[1] == '"' else token[1:]
             elif i + 1 < end and tokens[i + 1] == "=":
-                attrs[_RENAMED.get(token, token)] = tokens[i + 2]
+                attrs[RENAMED.get(token, token)] = tokens[i + 2]
                 i += 3
                 continue
             elif token[-1] == ">" and token.startswith(("overflow<", "fastmath<")):
@@ -306,91 +242,56 @@ class _Parser:
             else:
                 words.append(token)
             i += 1
-        if words:
-            self._name_words(op, words)
+        if words or name in WORDS:
+            name_words(op, words)
         if i == end:
             return []
-        i, types = self._types(tokens, i + 1)
+        i, types = read_types(tokens, i + 1)
         arrow = i < end and tokens[i] in ("->", "to")
         if arrow:
-            i, types = self._types(tokens, i + 1)
+            i, types = read_types(tokens, i + 1)
             if results == 2 and name == "tt.split":
                 types = types * 2
         if i != end:
-            self._fail("expected the end of the operation")
+            raise TtirSyntaxError("expected the end of the operation")
         if not results or arrow:
             return types if results else []
         if results == 1:
-            return [self._result_type(name, types)]
+            return [result_type(name, types)]
         return types * results if len(types) == 1 else types
-
-    def _result_type(self, name: str, types: list[Type]) -> Type:
-        """Return the type of the only result of an operation that does not print it after an arrow."""
-        first = types[0]
-        if name == "tt.load":
-            if first.pointee is None:
-                self._fail("expected a pointer type")
-            pointee = parse_type(first.pointee)
-            return pointee if pointee.shape else pointee.with_shape(first.shape)
-        if name == "arith.cmpi" or name == "arith.cmpf":
-            return Type(first.shape, "i1")
-        if name == "arith.select":
-            return types[-1]
-        if name in _SAME_TYPE or name.startswith(("arith.", "math.", "ub.")):
-            return first
-        if name == "tt.unsplat":
-            return first.with_shape(())
-        self._fail("the result type of this operation is not known")
-
-    def _name_words(self, op: Op, words: list[str]) -> None:
-        """Turn the bare words of an operation into attributes."""
-        name, attrs = op.name, op.attrs
-        if name == "tt.dot_scaled":
-            return
-        for word in [word for word in words if word in _FLAGS]:
-            attrs[word] = True
-            words.remove(word)
-        keys = _WORDS.get(name, ())
-        if name == "ttg.barrier":
-            words = ["".join(words)]
-        if len(words) > len(keys):
-            self._fail(f"unexpected {words[-1]}")
-        attrs.update(zip(keys, words, strict=False))
-        if keys == ("axis",):
-            attrs["axis"] = "xyz".index(words[0])
 
     def _generic_form(self, op: Op, tokens: list[str], i: int) -> list[Type]:
         """Read `"name"(operands) <{properties}> ({regions}) {attributes} : (types) -> types`."""
         if tokens[i] != "(":
-            self._fail("expected operands")
-        op.attrs.update(_DEFAULTS.get(op.name, {}))
+            raise TtirSyntaxError("expected operands")
+        op.attrs.update(DEFAULTS.get(op.name, {}))
         while tokens[i] != ")":
             if tokens[i][0] == "%":
                 op.operands.append(self._value(tokens[i]))
             i += 1
         i += 1
         if tokens[i] == "<{":
-            i = self._attributes(tokens, i, op.attrs)
+            i = read_attributes(tokens, i, op.attrs)
         if tokens[i] == "(":
             if tokens[i:] != ["(", "{"]:
-                self._fail("expected a region")
+                raise TtirSyntaxError("expected a region")
             while True:
                 blocks, tokens = self._region(op, Block())
                 op.regions.append(blocks)
                 if tokens != ["}", ",", "{"]:
                     break
             if tokens[:2] != ["}", ")"]:
-                self._fail("expected the end of a region")
+                raise TtirSyntaxError("expected the end of a region")
             op.line = self._line
             i = 2
         if tokens[i] == "{":
-            i = self._attributes(tokens, i, op.attrs)
+            i = read_attributes(tokens, i, op.attrs)
         if tokens[i] != ":":
-            self._fail("expected types")
-        i, _ = self._types(tokens, i + 1)
-        i, types = self._types(tokens, i + 1) if tokens[i] == "->" else (0, [])
+            raise TtirSyntaxError("expected types")
+        i, _ = read_types(tokens, i + 1)
+        i, types = read_types(tokens, i + 1) if tokens[i] == "->" else (0, [])
         if i != len(tokens):
-            self._fail("expected the end of the operation")
+            raise TtirSyntaxError("expected the end of the operation")
         return types
 
     def _close(self, op: Op, tokens: list[str]) -> None:
@@ -398,18 +299,18 @@ class _Parser:
         op.line = self._line
         i = 2 if tokens[1:2] == ["attributes"] else 1
         if i < len(tokens):
-            i = self._attributes(tokens, i, op.attrs)
+            i = read_attributes(tokens, i, op.attrs)
         if i != len(tokens):
-            self._fail("expected the end of a region")
+            raise TtirSyntaxError("expected the end of a region")
 
     def _inits(self, op: Op, tokens: list[str], i: int) -> tuple[int, list[str]]:
         """Read `(%arg = %init, ...)` into the operands; returns the names of the arguments."""
         names: list[str] = []
         if tokens[i] != "(":
-            self._fail("expected (")
+            raise TtirSyntaxError("expected (")
         while tokens[i] != ")":
             if tokens[i + 2] != "=":
-                self._fail("expected an initial value")
+                raise TtirSyntaxError("expected an initial value")
             names.append(tokens[i + 1])
             op.operands.append(self._value(tokens[i + 3]))
             i += 4
@@ -417,19 +318,19 @@ class _Parser:
 
     def _constant(self, op: Op, tokens: list[str], i: int) -> list[Type]:
         if tokens[i] == "{":
-            i = self._attributes(tokens, i, op.attrs)
+            i = read_attributes(tokens, i, op.attrs)
         token = tokens[i]
         if i + 1 == len(tokens):
             if token not in ("true", "false"):
-                self._fail("expected a type")
+                raise TtirSyntaxError("expected a type")
             type_ = Type((), "i1")
         elif tokens[i + 1] == ":" and i + 3 == len(tokens):
             type_ = parse_type(tokens[i + 2])
         else:
-            self._fail("expected a type")
+            raise TtirSyntaxError("expected a type")
         dense = token.startswith("dense<")
         if type_.shape and not dense:
-            self._fail("expected dense<...>")
+            raise TtirSyntaxError("expected dense<...>")
         op.attrs["value"] = parse_dense(token, type_) if dense else parse_number(token, type_.element)
         return [type_]
 
@@ -437,7 +338,7 @@ class _Parser:
         op.attrs["unsigned"] = tokens[i] == "unsigned"
         i += tokens[i] == "unsigned"
         if [tokens[i + 1], tokens[i + 3], tokens[i + 5]] != ["=", "to", "step"]:
-            self._fail("expected %i = %lower to %upper step %step")
+            raise TtirSyntaxError("expected %i = %lower to %upper step %step")
         names = [tokens[i]]
         op.operands += [self._value(tokens[i + 2]), self._value(tokens[i + 4]), self._value(tokens[i + 6])]
         i += 7
@@ -446,14 +347,14 @@ class _Parser:
             i, arguments = self._inits(op, tokens, i + 1)
             names += arguments
             if tokens[i] != "->":
-                self._fail("expected the types of the results")
-            i, types = self._types(tokens, i + 1)
+                raise TtirSyntaxError("expected the types of the results")
+            i, types = read_types(tokens, i + 1)
         index = Type((), "index")
         if tokens[i] == ":":
             index = parse_type(tokens[i + 1])
             i += 2
         if tokens[i:] != ["{"]:
-            self._fail("expected the body of the loop")
+            raise TtirSyntaxError("expected the body of the loop")
         entry = Block()
         for k, (name, type_) in enumerate(zip(names, [index, *types], strict=True)):
             entry.args.append(self._define(name, type_, None, k, entry))
@@ -466,17 +367,17 @@ class _Parser:
         names: list[str] = []
         if tokens[i] == "(":
             i, names = self._inits(op, tokens, i)
-        i, inits = self._types(tokens, i + 1)
-        i, types = self._types(tokens, i + 1)
+        i, inits = read_types(tokens, i + 1)
+        i, types = read_types(tokens, i + 1)
         if tokens[i:] != ["{"]:
-            self._fail("expected the condition of the loop")
+            raise TtirSyntaxError("expected the condition of the loop")
         entry = Block()
         for k, (name, type_) in enumerate(zip(names, inits, strict=True)):
             entry.args.append(self._define(name, type_, None, k, entry))
         blocks, closing = self._region(op, entry)
         op.regions.append(blocks)
         if closing != ["}", "do", "{"]:
-            self._fail("expected the body of the loop")
+            raise TtirSyntaxError("expected the body of the loop")
         blocks, closing = self._region(op, Block())
         op.regions.append(blocks)
         self._close(op, closing)
@@ -487,9 +388,9 @@ class _Parser:
         i += 1
         types: list[Type] = []
         if tokens[i] == "->":
-            i, types = self._types(tokens, i + 1)
+            i, types = read_types(tokens, i + 1)
         if tokens[i:] != ["{"]:
-            self._fail("expected the branches")
+            raise TtirSyntaxError("expected the branches")
         blocks, closing = self._region(op, Block())
         op.regions.append(blocks)
         if closing == ["}", "else", "{"]:
@@ -504,7 +405,7 @@ class _Parser:
             i += 2
         while i < len(tokens):
             if tokens[i][0] != "^":
-                self._fail("expected a block")
+                raise TtirSyntaxError("expected a block")
             target, passed = self._block(tokens[i]), []
             i += 1
             if tokens[i : i + 1] == ["("]:
@@ -518,7 +419,7 @@ class _Parser:
                 value.uses.append(op)
             i += tokens[i : i + 1] == [","]
         if len(op.successors) != 1 + len(op.operands):
-            self._fail("expected the blocks of the branch")
+            raise TtirSyntaxError("expected the blocks of the branch")
         return []
 
     def _dot_scaled(self, op: Op, tokens: list[str], i: int) -> list[Type]:
@@ -529,81 +430,11 @@ class _Parser:
 
     def _abbreviated(self, op: Op, tokens: list[str], i: int) -> list[Type]:
         """Read an operation that prints `<...>`, what is between the brackets of its type."""
-        tokens[-1] = _ABBREVIATED[op.name] + tokens[-1]
+        tokens[-1] = ABBREVIATED[op.name] + tokens[-1]
         if op.name == "tt.make_tensor_descriptor":
             del tokens[-3:-1]
         self._plain(op, tokens, i, 0)
         return [parse_type(tokens[-1])]
-
-    # Types and attributes
-
-    def _types(self, tokens: list[str], i: int) -> tuple[int, list[Type]]:
-        """Read `type, type * type` or `(type, type)`."""
-        types: list[Type] = []
-        if tokens[i] == "(":
-            i += 1
-            while tokens[i] != ")":
-                types.append(parse_type(tokens[i]))
-                i += 1 + (tokens[i + 1] == ",")
-            return i + 1, types
-        end = len(tokens)
-        while True:
-            types.append(parse_type(tokens[i]))
-            i += 1
-            if i == end or tokens[i] not in (",", "*"):
-                return i, types
-            i += 1
-
-    def _attributes(self, tokens: list[str], i: int, attrs: dict[str, Any]) -> int:
-        """Read `{key = value, key}` or `<{...}>` into `attrs`."""
-        if tokens[i] not in ("{", "<{"):
-            self._fail("expected {")
-        i += 1
-        while tokens[i] not in ("}", "}>"):
-            key = unquote(tokens[i]) if tokens[i][0] == '"' else tokens[i]
-            value: Any = True
-            i += 1
-            if tokens[i] == "=":
-                i, value = self._attribute(tokens, i + 1)
-            attrs[_RENAMED.get(key, key)] = value
-            if tokens[i] == ",":
-                i += 1
-        return i + 1
-
-    def _attribute(self, tokens: list[str], i: int) -> tuple[int, Any]:
-        """Read the value of an attribute, with its type if there is one."""
-        token = tokens[i]
-        first = token[0]
-        value: Any = token
-        type_ = ""
-        i += 1
-        if first == "[":
-            value = []
-            while tokens[i] != "]":
-                i, item = self._attribute(tokens, i)
-                value.append(item)
-                i += tokens[i] == ","
-            return i + 1, value
-        if first == "{":
-            value = {}
-            return self._attributes(tokens, i - 1, value), value
-        if tokens[i] == ":":
-            type_ = tokens[i + 1]
-            i += 2
-        if first == '"':
-            value = unquote(token)
-        elif token == "true" or token == "false":
-            value = token == "true"
-        elif token.startswith("array<"):
-            element, _, items = token[6:-1].partition(":")
-            value = [parse_number(item.strip(), element) for item in items.split(",") if item.strip()]
-        elif token.startswith("dense<") and type_:
-            value = parse_dense(token, parse_type(type_))
-        elif first in "-0123456789":
-            value = parse_number(token, type_ or "f64" if "." in token else type_ or "i64")
-        elif not (first.isalpha() or first in "#!@"):
-            self._fail(f"unexpected {token}")
-        return i, value
 
 
 _SPECIAL = {

@@ -52,9 +52,7 @@ def unquote(token: str) -> str:
     """Return the text that a quoted string token stands for."""
     if "\\" not in token:
         return token[1:-1]
-    raw = _ESCAPE.sub(
-        lambda m: bytes.fromhex(m[1].decode()) if m[1] else _SIMPLE_ESCAPES[m[2]], token[1:-1].encode()
-    )
+    raw = _ESCAPE.sub(lambda m: bytes.fromhex(m[1].decode()) if m[1] else _SIMPLE_ESCAPES[m[2]], token[1:-1].encode())
     return raw.decode(errors="surrogateescape")
 
 
