@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from graphwright.runtime.triton_cpu.emit import Emitter, vector_type
+from graphwright.runtime.triton_cpu.emit import LLVM_TYPES, Emitter, vector_type
 from graphwright.runtime.triton_cpu.errors import BackendError, UnsupportedError
 from graphwright.runtime.triton_cpu.isa import Isa, detect
-from graphwright.runtime.triton_cpu.microkernel import ACCUMULATOR_TYPES, Operand, emit_product
+from graphwright.runtime.triton_cpu.microkernel import Operand, emit_product
+from graphwright.runtime.triton_cpu.microkernel_elements import ACCUMULATOR_TYPES
+from graphwright.runtime.triton_cpu.microkernel_groups import Packing, pack, packing_of
 
 Array = NDArray[Any]
 DTYPES = {
@@ -201,3 +204,81 @@ def test_half_without_hardware() -> None:
     run = product(detect("portable"), 1, 65536, 1, ("f32", "f16"), "f32", False, 65536, False)
     run(one.ctypes.data, values.ctypes.data, zero.ctypes.data, out.ctypes.data)
     np.testing.assert_array_equal(out, values.astype(np.float32))
+
+
+@functools.cache
+def packed_product(
+    isa: Isa, m: int, n: int, k: int, element: str, accumulator: str, packing: Packing
+) -> ctypes._CFunctionType:
+    """Compile out[m, n] = c[m, n] + A @ B, where B is packed into a buffer first."""
+    e = Emitter()
+    stored, scalar = LLVM_TYPES[element], ACCUMULATOR_TYPES[accumulator]
+
+    def load(row: int | str, column: int | str, lanes: int) -> str:
+        address = e.address(stored, "%a1", e.combine((row, n), (column, 1)))
+        return e.op(f"load {vector_type(stored, lanes)}, ptr {address}, align 1")
+
+    def initial(row: int | str, column: int | str, lanes: int) -> str:
+        address = e.address(scalar, "%a2", e.combine((row, n), (column, 1)))
+        return e.op(f"load {vector_type(scalar, lanes)}, ptr {address}, align 4")
+
+    def store(row: int | str, column: int | str, lanes: int, value: str) -> None:
+        address = e.address(scalar, "%a3", e.combine((row, n), (column, 1)))
+        e.raw(f"store {vector_type(scalar, lanes)} {value}, ptr {address}, align 4")
+
+    b = pack(e, isa, packing, k, n, element, load, "%a4")
+    emit_product(e, isa, m, n, k, Operand("%a0", packing.element, (k, 1)), b, accumulator, initial, store)
+    return compiled(e, 5, isa)
+
+
+@pytest.mark.parametrize("element", ["i8", "bf16"])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 4), (2, 2, 2), (8, 8, 8), (17, 37, 12), (63, 63, 4), (64, 64, 64), (100, 100, 100)]
+)
+@pytest.mark.parametrize("name", [*ISAS, "avx512 without vnni", "avx2 without vnni"])
+def test_groups(name: str, shape: tuple[int, int, int], element: str) -> None:
+    """Products in groups agree: exactly for integers, to the rounding of the sums for bf16."""
+    isa = isa_or_skip(name.split()[0])
+    if "without" in name:
+        isa = dataclasses.replace(isa, has=frozenset())
+    m, n, k = shape
+    packing = packing_of(isa, element, k)
+    if packing is None:
+        assert element == "bf16"
+        assert "bf16" not in isa.has
+        return
+    accumulator = "i32" if element == "i8" else "f32"
+    a, b, c = filled((m, k), element, 1), filled((k, n), element, 2), filled((m, n), accumulator, 3)
+    if element == "i8":
+        a[0], b[:, 0] = -128, -128
+    expected = exact(c, accumulator) + exact(a, element) @ exact(b, element)
+    scale = np.abs(exact(c, accumulator)) + np.abs(exact(a, element)) @ np.abs(exact(b, element))
+    widened = np.ascontiguousarray(a, DTYPES[packing.element])
+    buffer = np.full(packing.bytes(k, n) + 64, 0xAB, np.uint8)
+    out = aligned((m, n), accumulator)
+    run = packed_product(isa, m, n, k, element, accumulator, packing)
+    run(widened.ctypes.data, b.ctypes.data, c.ctypes.data, out.ctypes.data, buffer.ctypes.data)
+    if element == "i8":
+        np.testing.assert_array_equal(out, expected.astype(np.int64))
+    else:
+        assert np.all(np.abs(out - expected) <= scale * EPSILON["f32"] * (k + 2))
+    assert np.all(buffer[packing.bytes(k, n) :] == 0xAB)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "k", "accumulator", "message"),
+    [
+        (("i8", (8, 1)), ("i8", (64, 4), 4), 6, "i32", "k is 6"),
+        (("i8", (1, 8)), ("i8", (64, 4), 4), 8, "i32", "need rows"),
+        (("i16", (8, 1)), ("i16", (32, 2), 2), 8, "f32", "not summed in f32"),
+        (("f16", (8, 1)), ("f16", (32, 2), 2), 8, "f32", "no product of f16 in groups of 2"),
+    ],
+)
+def test_groups_that_do_not_fit(a: tuple[Any, ...], b: tuple[Any, ...], k: int, accumulator: str, message: str) -> None:
+    """Operands that no instruction multiplies are refused."""
+    isa = dataclasses.replace(detect("portable"), has=frozenset({"vnni"}), cpu="x86-64-v2")
+    with pytest.raises(ValueError, match=message):
+        emit_product(
+            Emitter(), isa, 1, 16, k, Operand("%a", *a), Operand("%b", *b), accumulator,
+            lambda row, column, lanes: "0", lambda row, column, lanes, value: None,
+        )  # fmt: skip
