@@ -5,10 +5,24 @@
 
 from __future__ import annotations
 
-from . import basic, errorfunction, exponential, logarithm
+from . import (
+    basic,
+    conversion,
+    errorfunction,
+    exponential,
+    hyperbolic,
+    integer,
+    libm,
+    logarithm,
+    normal,
+    powers,
+    trigonometric,
+)
 from .registry import FUNCTIONS, Function, call, find
 
-_MODULES = (basic, errorfunction, exponential, logarithm)
+_MODULES = (
+    basic, conversion, errorfunction, exponential, hyperbolic, integer, libm, logarithm, normal, powers, trigonometric,
+)  # fmt: skip
 """Importing them fills the table."""
 
 __all__ = ["FUNCTIONS", "Function", "call", "find"]

@@ -73,7 +73,7 @@ class Body:
         """Return -a."""
         return self.emitter.op(f"fneg {self.type} {a}")
 
-    def int(self, opcode: str, a: Text, b: Text | int, of: str = "") -> Text:
+    def ints(self, opcode: str, a: Text, b: Text | int, of: str = "") -> Text:
         """An integer instruction on lanes as wide as the element (or of type `of`)."""
         return self._binary(opcode, a, b, of or self.integer)
 

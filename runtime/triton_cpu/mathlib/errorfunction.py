@@ -8,6 +8,7 @@ Coefficients: minimax fits of this project (Remez exchange in 200-bit arithmetic
 from __future__ import annotations
 
 from graphwright.runtime.triton_cpu.emit import Text
+
 from .body import Body
 from .exponential import E_F32, power, scale, scalef, split
 from .registry import function

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graphwright.runtime.triton_cpu.emit import Text
+
 from .body import Body
 from .registry import function
 
@@ -85,13 +86,13 @@ def split(b: Body, x: Text, base: Base) -> tuple[Text, Text, Text]:
     if b.element == "f32":
         n = b.intrinsic("rint", x if base.high == 1.0 else b.mul(x, base.inverse))
         # Out of range, the conversion yields a value that the callers' selects discard.
-        bits = b.int("shl", b.cast("fptosi", n, "f32", "i32"), 23)
+        bits = b.ints("shl", b.cast("fptosi", n, "f32", "i32"), 23)
     else:
         # Below AVX-512 there is no conversion of f64 to i64: adding 1.5 * 2**52 leaves the integer in the low bits.
         shifter = 6755399441055744.0
         t = b.mul_add(x, base.inverse, shifter)
         n = b.sub(t, shifter)
-        bits = b.int("shl", b.to_bits(t), 52)
+        bits = b.ints("shl", b.to_bits(t), 52)
     if base.high == 1.0:
         return n, bits, b.sub(x, n)
     return n, bits, b.mul_add(n, -base.low, b.mul_add(n, -base.high, x))
@@ -113,7 +114,7 @@ def power(b: Body, r: Text, base: Base) -> Text:
 
 def scale(b: Body, value: Text, bits: Text) -> Text:
     """Multiply a positive normal `value` by a power of two, the result being normal."""
-    return b.from_bits(b.int("add", b.to_bits(value), bits))
+    return b.from_bits(b.ints("add", b.to_bits(value), bits))
 
 
 def scalef(b: Body, value: Text, n: Text) -> Text:

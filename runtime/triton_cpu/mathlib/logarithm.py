@@ -9,6 +9,7 @@ Coefficients: minimax fits of this project (Remez exchange in 200-bit arithmetic
 from __future__ import annotations
 
 from graphwright.runtime.triton_cpu.emit import Text
+
 from .body import Body
 from .registry import function
 
@@ -38,12 +39,12 @@ def decompose(b: Body, x: Text, *, denormals: bool = True) -> tuple[Text, Text]:
         tiny = b.cmp("olt", x, 2.0**-126 if single else 2.0**-1022)
         scaled = b.to_bits(b.mul(x, 2.0 ** (fraction + 1)))
         bits = b.select(tiny, scaled, bits, of=b.integer)
-    offset = b.int("sub", bits, half_root)
-    k = b.int("ashr", offset, fraction)
-    mantissa = b.int("sub", bits, b.int("and", offset, -1 << fraction))
+    offset = b.ints("sub", bits, half_root)
+    k = b.ints("ashr", offset, fraction)
+    mantissa = b.ints("sub", bits, b.ints("and", offset, -1 << fraction))
     f = b.sub(b.from_bits(mantissa), 1.0)
     if denormals:
-        k = b.int("sub", k, b.select(tiny, integer_const(b, fraction + 1), integer_const(b, 0), of=b.integer))
+        k = b.ints("sub", k, b.select(tiny, integer_const(b, fraction + 1), integer_const(b, 0), of=b.integer))
     if not single:
         # 64-bit integers convert to f64 only with AVX-512; the exponent fits in 32 bits.
         k = b.cast("trunc", k, "i64", "i32")
@@ -60,7 +61,7 @@ def specials(b: Body, x: Text, result: Text) -> Text:
     other = b.select(b.cmp("olt", x, 0.0), NAN, x)
     other = b.select(b.cmp("oeq", x, 0.0), -INF, other)
     largest = 0x7F7FFFFF if b.element == "f32" else 0x7FEFFFFFFFFFFFFF
-    ordinary = b.icmp("ult", b.int("sub", b.to_bits(x), 1), largest)
+    ordinary = b.icmp("ult", b.ints("sub", b.to_bits(x), 1), largest)
     return b.select(ordinary, result, other)
 
 
@@ -104,7 +105,7 @@ def scaled_log(b: Body, x: Text, high: float, low: float, k_high: float, k_low: 
         t = b.sub(u, half)
     # f * high must not lose its low bits where k is 0, whatever the CPU: f is cut into halves that multiply exactly.
     mask = -1 << (12 if b.element == "f32" else 27)
-    head = b.from_bits(b.int("and", b.to_bits(f), mask))
+    head = b.from_bits(b.ints("and", b.to_bits(f), mask))
     rest = b.add(b.sub(f, head), t)
     small = b.mul_add(rest, high, b.mul(b.add(head, rest), low))
     if k_low:

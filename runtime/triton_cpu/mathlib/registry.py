@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from graphwright.runtime.triton_cpu.emit import LLVM_TYPES, Emitter, Text, mangle, vector_type
 from graphwright.runtime.triton_cpu.errors import UnsupportedError
 from graphwright.runtime.triton_cpu.isa import Isa
+
 from .body import Body
 
 Writer = Callable[..., Text]
@@ -53,6 +54,25 @@ def function(
         return write
 
     return register
+
+
+def function_via_f64(name: str, *, arity: int = 1) -> Callable[[Writer], Writer]:
+    """Register an f32 function whose writer computes in f64: it is given a body and operands of that type."""
+
+    def register(write: Writer) -> Writer:
+        def widen(b: Body, *args: Text) -> Text:
+            wide = (b.cast("fpext", a, "f32", "f64") for a in args)
+            return b.cast("fptrunc", write(b.widened(), *wide), "f64", "f32")
+
+        FUNCTIONS[name, "f32"] = Function(widen, ("f32",) * arity, "f32")
+        return write
+
+    return register
+
+
+def nested(b: Body, name: str, *args: Text) -> Text:
+    """Call another function of the table on the element type of `b`."""
+    return call(b.emitter, b.isa, name, b.element, b.lanes, args)
 
 
 def find(name: str, element: str) -> Function:
