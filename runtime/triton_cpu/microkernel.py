@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .emit import LLVM_TYPES, Emitter, Text, vector_type
 from .isa import Isa
 from .microkernel_elements import ACCUMULATOR_TYPES, ELEMENT_BYTES, Operand, converted
-from .microkernel_groups import check_group, grouped_multiply_add, grouped_splat
+from .microkernel_groups import check_group, grouped_multiply_add, grouped_splat, unsigned_offset
 
 __all__ = ["Blocking", "Operand", "choose_blocking", "emit_product"]
 
@@ -183,12 +183,16 @@ class _Product:
     accumulator: str
     initial: Initial
     store: Store
+    offsets: dict[int, Text] = field(default_factory=dict)
+    """Number of lanes -> the vector that makes groups of A unsigned, in the block being emitted."""
 
     def block(self, row: Coordinate, rows: int, column: Coordinate, pieces: list[Piece], unroll: int) -> None:
         """Emit one block of accumulators: read, sum over k, store."""
         e = self.e
         places = [(self.shift(row, r), self.shift(column, at), lanes) for r in range(rows) for at, lanes in pieces]
         sums = [self.initial(*place) for place in places]
+        if self.b.group > 1 and self.b.element == "i8":
+            self.offsets = {lanes: unsigned_offset(e, lanes) for lanes in sorted({lanes for _, lanes in pieces})}
         if self.b.correction is not None:
             sums = self.corrected(self.b.correction, sums, column, pieces)
         total = self.k // self.b.group
@@ -243,7 +247,7 @@ class _Product:
         """Emit the broadcast of an element, or group of elements, of A."""
         if self.b.group == 1:
             return self.e.splat(scalar, ACCUMULATOR_TYPES[self.accumulator], lanes)
-        return grouped_splat(self.e, self.b.element, scalar, lanes)
+        return grouped_splat(self.e, scalar, lanes, self.offsets.get(lanes))
 
     def multiply_add(self, x: Text, y: Text, total: Text, lanes: int) -> Text:
         """Emit x * y + total."""
