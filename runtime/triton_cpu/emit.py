@@ -197,7 +197,11 @@ class Emitter:
         """Pick lanes: `order` indexes the lanes of `value`, then those of `other`; -1 leaves a lane undefined."""
         kind = vector_type(scalar, lanes)
         if lanes == 1:
-            value, kind, lanes = self.op(f"insertelement <1 x {scalar}> poison, {scalar} {value}, i32 0"), f"<1 x {scalar}>", 1
+            value, kind, lanes = (
+                self.op(f"insertelement <1 x {scalar}> poison, {scalar} {value}, i32 0"),
+                f"<1 x {scalar}>",
+                1,
+            )
             if other is not None:
                 other = self.op(f"insertelement <1 x {scalar}> poison, {scalar} {other}, i32 0")
         if len(order) == 1:
