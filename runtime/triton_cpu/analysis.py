@@ -27,9 +27,7 @@ _FREE = frozenset({
     "arith.constant", "tt.splat", "tt.make_range", "tt.expand_dims", "tt.broadcast", "tt.trans", "tt.reshape", "tt.addptr",
     "arith.extsi", "arith.extui", "arith.trunci", "tt.bitcast", "arith.bitcast",
 })  # fmt: skip
-_MOVES = frozenset(
-    {"tt.expand_dims", "tt.broadcast", "tt.trans", "tt.reshape", "tt.join", "tt.split", "tt.cat", "tt.gather"}
-)
+_MOVES = frozenset({"tt.expand_dims", "tt.broadcast", "tt.trans", "tt.reshape", "tt.join", "tt.split", "tt.cat", "tt.gather"})
 
 
 class Plan:

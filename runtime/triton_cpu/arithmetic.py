@@ -55,9 +55,7 @@ def result_of(text: str, element: str, widths: tuple[int, ...]) -> Number:
 def float_binary(lowering: Lowering, op: Op, args: list[Val]) -> Val:
     """Add, subtract, multiply or divide floats."""
     contract = (
-        "contract "
-        if lowering.options.enable_fp_fusion and op.name in ("arith.addf", "arith.subf", "arith.mulf")
-        else ""
+        "contract " if lowering.options.enable_fp_fusion and op.name in ("arith.addf", "arith.subf", "arith.mulf") else ""
     )
 
     def compute(numbers: list[Number], element: str) -> Number:

@@ -57,9 +57,7 @@ def compare_and_swap(lowering: Lowering, op: Op) -> None:
     def one(coords: Coords) -> Uniform:
         pointer = lowering.eval(pointers, coords)
         assert isinstance(pointer, Pointer)
-        old, new = (
-            _as_bits(lowering, lowering.lanes_text(lowering.eval(v, coords), 1), v.element) for v in (expected, values)
-        )
+        old, new = (_as_bits(lowering, lowering.lanes_text(lowering.eval(v, coords), 1), v.element) for v in (expected, values))
 
         def swap(address: Text) -> Text:
             order = ordering(op)

@@ -193,9 +193,7 @@ def _round_to_odd(b: Bits, x: str) -> str:
     return b.cast("bitcast", b.select(inexact, "i32", b.op("or", "i32", down, 1), bits), "i32", "f32")
 
 
-def in_single(
-    lowering: Lowering, args: list[Val], element: str, compute: Callable[[list[Number], str], Number]
-) -> Number:
+def in_single(lowering: Lowering, args: list[Val], element: str, compute: Callable[[list[Number], str], Number]) -> Number:
     """Compute on float operands, in fp32 with one rounding at the end for the 16-bit types."""
     numbers = [as_number(x) for x in args]
     if element not in HALVES:
@@ -208,9 +206,7 @@ def in_single(
 def float_cast(lowering: Lowering, op: Op, args: list[Val]) -> Val:
     """Convert between float types."""
     rounding = str(op.attrs.get("rounding", op.attrs.get("roundingMode", "rtne")))
-    return convert_float(
-        lowering, as_number(args[0]), op.result.element, toward_zero=rounding in ("rtz", "toward_zero")
-    )
+    return convert_float(lowering, as_number(args[0]), op.result.element, toward_zero=rounding in ("rtz", "toward_zero"))
 
 
 @elementwise("arith.sitofp", "arith.uitofp")
@@ -219,9 +215,7 @@ def int_to_float(lowering: Lowering, op: Op, args: list[Val]) -> Val:
     x, target = as_number(args[0]), op.result.element
     if isinstance(x, Uniform) and isinstance(x.value, int):
         value = x.value if op.name == "arith.sitofp" else x.value % (1 << INTEGER_BITS[x.element])
-        return Uniform(
-            _rounded(float(-value if x.element == "i1" and op.name == "arith.sitofp" else value), target), target
-        )
+        return Uniform(_rounded(float(-value if x.element == "i1" and op.name == "arith.sitofp" else value), target), target)
     widths = s.widths_with(x)
     b = Bits(lowering, widths)
     # fp32 does not hold every 32-bit integer; fp64 does, so the 16-bit types round once.

@@ -44,9 +44,7 @@ passed:
 }"""
 
 
-def check(
-    lowering: Lowering, op: Op, kind: str, pointer: Pointer, mask: Number | None, widths: tuple[int, ...]
-) -> None:
+def check(lowering: Lowering, op: Op, kind: str, pointer: Pointer, mask: Number | None, widths: tuple[int, ...]) -> None:
     """Emit the test of one access; a failed one returns from the program."""
     e, lanes = lowering.e, math.prod(widths)
     e.declare("check_lanes", _CHECK_LANES)

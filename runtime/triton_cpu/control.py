@@ -35,9 +35,7 @@ def num_programs(lowering: Lowering, op: Op, args: list[Val]) -> Val:
     return Uniform(f"%np{op.attrs['axis']}", "i32", 1, True)
 
 
-@statement(
-    "scf.yield", "scf.condition", "tt.return", "tt.reduce.return", "tt.scan.return", "llvm.intr.assume", "gpu.barrier"
-)
+@statement("scf.yield", "scf.condition", "tt.return", "tt.reduce.return", "tt.scan.return", "llvm.intr.assume", "gpu.barrier")
 def nothing(lowering: Lowering, op: Op) -> None:
     """Terminators are read by what they end; hints and barriers inside a sequential program do nothing."""
 
@@ -254,9 +252,7 @@ def _update_buffers(lowering: Lowering, pairs: list[tuple[Carried, Value]]) -> N
 def _copy_out(lowering: Lowering, value: Value) -> None:
     old = lowering.buffers[value]
     copy = lowering.new_buffer(old.shape, old.element, old.lane)
-    lowering.for_each_chunk(
-        old.shape, old.lane, lambda at: lowering.store_chunk(copy, at, lowering.load_chunk(old, at))
-    )
+    lowering.for_each_chunk(old.shape, old.lane, lambda at: lowering.store_chunk(copy, at, lowering.load_chunk(old, at)))
     lowering.rotated[value] = copy
 
 
@@ -281,9 +277,7 @@ def for_loop(lowering: Lowering, op: Op) -> None:
     hoist(lowering, op)
     lower, upper, step = (lowering.scalar(v) for v in op.operands[:3])
     index, arguments, produced = body.args[0], body.args[1:], body.terminator.operands
-    carried = [
-        classify(lowering, a, i, y, symbolic=True) for a, i, y in zip(arguments, op.operands[3:], produced, strict=True)
-    ]
+    carried = [classify(lowering, a, i, y, symbolic=True) for a, i, y in zip(arguments, op.operands[3:], produced, strict=True)]
     phis = start(lowering, carried)
     kind = LLVM_TYPES[index.element]
     unsigned = bool(op.attrs.get("unsigned", False))
@@ -306,9 +300,7 @@ def while_loop(lowering: Lowering, op: Op) -> None:
     before, after = op.regions[0][0], op.regions[1][0]
     hoist(lowering, op)
     produced = after.terminator.operands
-    carried = [
-        classify(lowering, a, i, y, symbolic=False) for a, i, y in zip(before.args, op.operands, produced, strict=True)
-    ]
+    carried = [classify(lowering, a, i, y, symbolic=False) for a, i, y in zip(before.args, op.operands, produced, strict=True)]
     phis = start(lowering, carried)
     entry, head, body, done = e.current, e.fresh_label("W"), e.fresh_label("B"), e.fresh_label("D")
     names = [e.fresh("p") for _ in phis]

@@ -74,9 +74,7 @@ def device_print(lowering: Lowering, op: Op) -> None:
         lowering.prepare(value)
         operand = f"(operand {number}) " if len(op.operands) > 1 else ""
 
-        def line(
-            coords: Coords, value: Value = value, operand: str = operand, is_signed: bool = bool(signed[number])
-        ) -> None:
+        def line(coords: Coords, value: Value = value, operand: str = operand, is_signed: bool = bool(signed[number])) -> None:
             code, arg = _formatted(lowering, value, coords, is_signed, bool(op.attrs.get("hex", False)))
             places = ", ".join("%lld" for _ in coords)
             indices = [("i64", str(c.base)) for c in coords]
@@ -85,9 +83,7 @@ def device_print(lowering: Lowering, op: Op) -> None:
         lowering.for_each_element(value.shape, line)
 
 
-def _formatted(
-    lowering: Lowering, value: Value, coords: Coords, is_signed: bool, in_hex: bool
-) -> tuple[str, tuple[str, Text]]:
+def _formatted(lowering: Lowering, value: Value, coords: Coords, is_signed: bool, in_hex: bool) -> tuple[str, tuple[str, Text]]:
     x = lowering.eval(value, coords)
     e = lowering.e
     if isinstance(x, Pointer):

@@ -175,9 +175,7 @@ class Emitter:
         self.branch(again, head, done)
         self.lines[at] = f"  {loop.index} = phi {type} [{lower}, %{before}], [{following}, %{latch}]"
         for k, (carried_type, initial) in enumerate(carried):
-            self.lines[at + 1 + k] = (
-                f"  {loop.phis[k]} = phi {carried_type} [{initial}, %{before}], [{loop.next[k]}, %{latch}]"
-            )
+            self.lines[at + 1 + k] = f"  {loop.phis[k]} = phi {carried_type} [{initial}, %{before}], [{loop.next[k]}, %{latch}]"
         self.label(done)
         for k, (carried_type, initial) in enumerate(carried):
             if runs:

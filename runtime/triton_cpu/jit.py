@@ -18,7 +18,6 @@ TargetMachine = Any
 Engine = Any
 
 _engines: list[Engine] = []
-"""Owners of all loaded code: addresses of it are held in places that cannot keep an engine alive."""
 
 
 @functools.cache
@@ -27,18 +26,16 @@ def _initialize() -> None:
     llvm.initialize_native_asmprinter()
 
 
-def _new_target_machine(cpu: str, features: str, optimization: int = 3) -> TargetMachine:
+def _new_target_machine(cpu: str, features: str, effort: int = 3) -> TargetMachine:
     _initialize()
     target = llvm.Target.from_default_triple()
-    return target.create_target_machine(
-        cpu=cpu, features=features, opt=optimization, reloc="pic", codemodel="default", jit=True
-    )
+    return target.create_target_machine(cpu=cpu, features=features, opt=effort, reloc="pic", codemodel="default", jit=True)
 
 
 @functools.cache
-def target_machine(isa: Isa) -> TargetMachine:
-    """Return the target machine for an instruction set; one per process."""
-    return _new_target_machine(isa.cpu, isa.features)
+def target_machine(isa: Isa, effort: int = 3) -> TargetMachine:
+    """Return the target machine for an instruction set and optimization level; one per process."""
+    return _new_target_machine(isa.cpu, isa.features, effort)
 
 
 def target_description(isa: Isa) -> tuple[str, str]:
@@ -47,17 +44,18 @@ def target_description(isa: Isa) -> tuple[str, str]:
     return str(machine.triple), str(machine.target_data)
 
 
-def compile_object(text: str, isa: Isa) -> bytes:
+def compile_object(text: str, isa: Isa, *, effort: int = 3) -> bytes:
     """Return the object file for a module.
 
     Args:
         text: LLVM IR of the module.
         isa: the instruction set to generate for.
+        effort: LLVM's optimization level for instruction selection, 0 to 3.
 
     Raises:
         BackendError: LLVM rejects the text.
     """
-    machine = target_machine(isa)
+    machine = target_machine(isa, effort)
     return bytes(machine.emit_object(_optimized(text, machine)))
 
 
@@ -92,16 +90,50 @@ def parse(text: str) -> Any:
     return module
 
 
-def load(object_code: bytes, symbols: Mapping[str, int], wanted: str) -> int:
-    """Load an object file into this process, for good, and return the address of a function in it.
+class Code:
+    """Loaded machine code; it stays for as long as the process.
+
+    Args:
+        engine: the execution engine that owns it.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        # Addresses of the code are held in places that cannot keep an engine alive.
+        _engines.append(engine)
+
+    def function(self, name: str) -> int:
+        """Return the address of a function.
+
+        Raises:
+            BackendError: there is no such function.
+        """
+        return self._found(name, self._engine.get_function_address(name))
+
+    def variable(self, name: str) -> int:
+        """Return the address of a global variable.
+
+        Raises:
+            BackendError: there is no such variable.
+        """
+        return self._found(name, self._engine.get_global_value_address(name))
+
+    @staticmethod
+    def _found(name: str, address: int) -> int:
+        if not address:
+            raise BackendError(f"compiled code: it does not define {name}")
+        return address
+
+
+def load(object_code: bytes, symbols: Mapping[str, int]) -> Code:
+    """Load an object file into this process, for good.
 
     Args:
         object_code: the object file.
         symbols: addresses of functions that it may call, besides those that the process exports.
-        wanted: name of the function.
 
     Raises:
-        BackendError: the object file refers to a function that is nowhere, or does not define `wanted`.
+        BackendError: the object file refers to a function that is nowhere.
     """
     _initialize()
     for name, address in symbols.items():
@@ -109,15 +141,11 @@ def load(object_code: bytes, symbols: Mapping[str, int], wanted: str) -> int:
     # LLVM ends the process when a symbol is missing, so that has to be found out before.
     missing = [name for name in undefined_symbols(object_code) if not _resolves(name)]
     if missing:
-        raise BackendError(f"compiled kernel: this process has no function {', '.join(sorted(missing))}, which it calls")
+        raise BackendError(f"compiled code: this process has no function {', '.join(sorted(missing))}, which it calls")
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly("", llvm.create_context()), _new_target_machine("", ""))
     engine.add_object_file(llvm.ObjectFileRef.from_data(object_code))
     engine.finalize_object()
-    address = engine.get_function_address(wanted)
-    if not address:
-        raise BackendError(f"compiled kernel: no function {wanted} in the object file")
-    _engines.append(engine)
-    return int(address)
+    return Code(engine)
 
 
 def _resolves(symbol: str) -> bool:

@@ -13,9 +13,7 @@ IRREGULAR = "irregular"
 _BUFFER, _LOAD = 100, 10
 """Votes for a lane dimension: values in buffers have a fixed one, a load prefers its contiguous one."""
 
-_SAME_COORDS = frozenset(
-    {"arith.extsi", "arith.extui", "arith.trunci", "arith.index_cast", "arith.remsi", "arith.remui"}
-)
+_SAME_COORDS = frozenset({"arith.extsi", "arith.extui", "arith.trunci", "arith.index_cast", "arith.remsi", "arith.remui"})
 _DEPTH = 60
 
 

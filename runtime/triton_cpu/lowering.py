@@ -103,9 +103,7 @@ class Lowering:
         """Apply a lane-by-lane operation."""
         handler = ELEMENTWISE.get(op.name)
         if handler is None:
-            raise UnsupportedError(
-                f"{op.name} on {', '.join(str(v.type) for v in op.operands) or op.result.type}", op.line
-            )
+            raise UnsupportedError(f"{op.name} on {', '.join(str(v.type) for v in op.operands) or op.result.type}", op.line)
         return handler(self, op, args)
 
     def scalar(self, value: Value) -> Uniform:
@@ -139,9 +137,7 @@ class Lowering:
 
     # -- loop nests ---------------------------------------------------------------------------------------------------
 
-    def for_each_chunk(
-        self, shape: tuple[int, ...], lane: int, body: Callable[[Coords], None], *, cost: int = 0
-    ) -> None:
+    def for_each_chunk(self, shape: tuple[int, ...], lane: int, body: Callable[[Coords], None], *, cost: int = 0) -> None:
         """Emit a loop nest that covers a tensor of `shape`, with `body` emitting the work of one chunk.
 
         Args:

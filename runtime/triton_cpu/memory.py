@@ -38,9 +38,7 @@ def load(lowering: Lowering, op: Op, value: Value, coords: Coords) -> Val:
     return Pointer(None, number, str(value.type.pointee))
 
 
-def read(
-    lowering: Lowering, op: Op, pointer: Pointer, mask: Number | None, other: Val | None, widths: tuple[int, ...]
-) -> Val:
+def read(lowering: Lowering, op: Op, pointer: Pointer, mask: Number | None, other: Val | None, widths: tuple[int, ...]) -> Val:
     """Load from the addresses of a pointer form. Elements that are pointers come back as i64."""
     if isinstance(mask, Uniform) and isinstance(mask.value, int):
         if mask.value & 1 == 0:
@@ -97,9 +95,7 @@ def address_vector(lowering: Lowering, pointer: Pointer, lanes: int) -> Text:
     offsets = s.vector_text(lowering.e, pointer.offset, lanes)
     if pointer.base is None:
         return lowering.e.op(f"inttoptr <{lanes} x i64> {offsets} to <{lanes} x ptr>")
-    return lowering.e.op(
-        f"getelementptr {storage_type(pointer.pointee)}, ptr {pointer.base}, <{lanes} x i64> {offsets}"
-    )
+    return lowering.e.op(f"getelementptr {storage_type(pointer.pointee)}, ptr {pointer.base}, <{lanes} x i64> {offsets}")
 
 
 def first_offset(offset: Number) -> Uniform:
@@ -144,9 +140,7 @@ def _read_dense(
     if isinstance(mask, Vector):
         masked = (f"<{lanes} x i1>", mask.text)
         args = [("ptr", address), ("i32", str(align)), masked, (vector, _passthrough(lowering, other, element, lanes))]
-        return from_memory(
-            lowering, e.call(vector, f"llvm.masked.load.{mangle(kind, lanes)}.p0", args), element, widths
-        )
+        return from_memory(lowering, e.call(vector, f"llvm.masked.load.{mangle(kind, lanes)}.p0", args), element, widths)
     if mask is None:
         return from_memory(lowering, e.op(f"load {vector}, ptr {address}, align {align}"), element, widths)
     e.declare("zeros", _ZEROS)
@@ -217,9 +211,7 @@ def store(lowering: Lowering, op: Op) -> None:
     lowering.for_each_chunk(target.shape, lane, write, cost=cost)
 
 
-def write_chunk(
-    lowering: Lowering, op: Op, pointer: Pointer, x: Val, mask: Number | None, widths: tuple[int, ...]
-) -> None:
+def write_chunk(lowering: Lowering, op: Op, pointer: Pointer, x: Val, mask: Number | None, widths: tuple[int, ...]) -> None:
     """Store to the addresses of a pointer form."""
     e, lanes = lowering.e, math.prod(widths)
     if isinstance(mask, Uniform) and isinstance(mask.value, int):
@@ -233,9 +225,7 @@ def write_chunk(
     vector = vector_type(kind, lanes)
     data = to_memory(lowering, x, element, lanes)
     align = BYTES[element]
-    if contiguous_lanes(pointer.offset, pointer, widths) == lanes and not (
-        lanes > 1 and isinstance(pointer.offset, Uniform)
-    ):
+    if contiguous_lanes(pointer.offset, pointer, widths) == lanes and not (lanes > 1 and isinstance(pointer.offset, Uniform)):
         address = address_of(lowering, pointer, first_offset(pointer.offset))
         if mask is not None and not isinstance(mask, Uniform):
             masked = s.vector_text(e, mask, lanes)

@@ -208,12 +208,7 @@ def _across_lanes(
         for x, v in zip(values, op.operands, strict=True):
             text, kind = s.vector_text(lowering.e, as_number(x), lanes), LLVM_TYPES[v.element]
             for side, start in ((left, 0), (right, half)):
-                order = [
-                    (b * width + start + i) * after + a
-                    for b in range(before)
-                    for i in range(half)
-                    for a in range(after)
-                ]
+                order = [(b * width + start + i) * after + a for b in range(before) for i in range(half) for a in range(after)]
                 part = lowering.e.shuffle(text, kind, lanes, order)
                 now = tuple(w for w in (*sizes[:axis], half, *sizes[axis + 1 :]) if w > 1)
                 side.append(Vector(part, v.element, now) if now else Uniform(part, v.element))

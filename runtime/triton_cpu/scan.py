@@ -67,8 +67,7 @@ def _along(lowering, op, at, widths, outputs, reverse):  # type: ignore[no-untyp
         for output, x in zip(outputs, values, strict=True):
             lowering.store_chunk(output, coords, x)
         return [
-            _last(lowering, as_number(x), widths, axis, reverse, v.element)
-            for x, v in zip(values, op.operands, strict=True)
+            _last(lowering, as_number(x), widths, axis, reverse, v.element) for x, v in zip(values, op.operands, strict=True)
         ]
 
     if size == width:

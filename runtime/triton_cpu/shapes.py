@@ -140,9 +140,7 @@ def reshape(lowering: Lowering, op: Op, value: Value, coords: Coords) -> Val:
     """
     e, source = lowering.e, op.operands[0]
     outer_low, inner_low = _bits(value.shape), _bits(source.shape)
-    lane_bits = sorted(
-        low + i for low, c in zip(outer_low, coords, strict=True) for i in range(c.width.bit_length() - 1)
-    )
+    lane_bits = sorted(low + i for low, c in zip(outer_low, coords, strict=True) for i in range(c.width.bit_length() - 1))
     widths_inner, usable = [1] * len(source.shape), set()
     for d, low in enumerate(inner_low):
         while low in lane_bits and 1 << (low - inner_low[d]) < source.shape[d]:
@@ -172,9 +170,7 @@ def reshape(lowering: Lowering, op: Op, value: Value, coords: Coords) -> Val:
     return _weave(lowering, [p for p in pieces if not isinstance(p, Pointer)], lane_bits, woven, widths)
 
 
-def _field(
-    lowering: Lowering, linear: int | str, offset: int, low: int, size: int, lows: list[int], d: int
-) -> int | str:
+def _field(lowering: Lowering, linear: int | str, offset: int, low: int, size: int, lows: list[int], d: int) -> int | str:
     """The index along one dimension of element `linear + offset`."""
     if isinstance(linear, int):
         return ((linear + offset) >> low) & (size - 1)
@@ -197,8 +193,7 @@ def _regroup(lowering: Lowering, x: Number, widths: tuple[int, ...]) -> Number:
             return s.affine(x.base, (flat,), widths)
         if flat is not None:
             strides = tuple(
-                s.multiply(lowering.e, flat, s.constant(math.prod(widths[i + 1 :]), x.element))
-                for i in range(len(widths))
+                s.multiply(lowering.e, flat, s.constant(math.prod(widths[i + 1 :]), x.element)) for i in range(len(widths))
             )
             return s.affine(x.base, strides, widths)  # type: ignore[arg-type]
     return Vector(s.vector_text(lowering.e, x, math.prod(x.widths)), x.element, widths)
@@ -214,9 +209,7 @@ def _flatten(lowering: Lowering, x: Affine) -> Uniform | None:
     return last
 
 
-def _weave(
-    lowering: Lowering, pieces: list[Number], lane_bits: list[int], woven: list[int], widths: tuple[int, ...]
-) -> Number:
+def _weave(lowering: Lowering, pieces: list[Number], lane_bits: list[int], woven: list[int], widths: tuple[int, ...]) -> Number:
     element = pieces[0].element
     total = math.prod(widths)
     each = total // len(pieces)
@@ -240,9 +233,7 @@ def concatenate(lowering: Lowering, texts: list[str], kind: str, lanes: int) -> 
             result = e.op(f"insertelement <{len(texts)} x {kind}> {result}, {kind} {text}, i32 {i}")
         return result
     while len(texts) > 1:
-        texts = [
-            e.shuffle(a, kind, lanes, list(range(2 * lanes)), b) for a, b in zip(texts[::2], texts[1::2], strict=True)
-        ]
+        texts = [e.shuffle(a, kind, lanes, list(range(2 * lanes)), b) for a, b in zip(texts[::2], texts[1::2], strict=True)]
         lanes *= 2
     return texts[0]
 

@@ -303,6 +303,16 @@ class _Parser:
         if i != len(tokens):
             raise TtirSyntaxError("expected the end of a region")
 
+    def _body(self, op: Op, entry: Block) -> list[str]:
+        """Read a region whose terminator is not printed where it yields nothing; returns its closing line."""
+        blocks, closing = self._region(op, entry)
+        op.regions.append(blocks)
+        block = blocks[-1]
+        if not block.ops or block.terminator.name != "scf.yield":
+            block.ops.append(Op("scf.yield", [], block=block, position=self._position))
+            self._position += 1
+        return closing
+
     def _inits(self, op: Op, tokens: list[str], i: int) -> tuple[int, list[str]]:
         """Read `(%arg = %init, ...)` into the operands; returns the names of the arguments."""
         names: list[str] = []
@@ -358,9 +368,7 @@ class _Parser:
         entry = Block()
         for k, (name, type_) in enumerate(zip(names, [index, *types], strict=True)):
             entry.args.append(self._define(name, type_, None, k, entry))
-        blocks, closing = self._region(op, entry)
-        op.regions.append(blocks)
-        self._close(op, closing)
+        self._close(op, self._body(op, entry))
         return types
 
     def _while(self, op: Op, tokens: list[str], i: int) -> list[Type]:
@@ -391,11 +399,9 @@ class _Parser:
             i, types = read_types(tokens, i + 1)
         if tokens[i:] != ["{"]:
             raise TtirSyntaxError("expected the branches")
-        blocks, closing = self._region(op, Block())
-        op.regions.append(blocks)
+        closing = self._body(op, Block())
         if closing == ["}", "else", "{"]:
-            blocks, closing = self._region(op, Block())
-            op.regions.append(blocks)
+            closing = self._body(op, Block())
         self._close(op, closing)
         return types
 

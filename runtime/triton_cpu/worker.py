@@ -31,6 +31,8 @@ CHUNKS_PER_THREAD = 64
 
 CLOCK_MONOTONIC = 6 if sys.platform == "darwin" else 1
 
+# Optimizing these few instructions would take longer than compiling a small kernel, and they run once per program.
+_QUICK = "noinline optnone nounwind"
 _STORAGE = {"i1": "i8"}
 _PROVIDED = re.compile(r"^declare [^\n]*@(?:report_fault|in_bounds)\([^\n]*\n", re.MULTILINE)
 
@@ -93,7 +95,7 @@ no.memory:
     return f"""\
 @cost = internal global i64 -1
 
-define internal i64 @now() nounwind {{
+define internal i64 @now() {_QUICK} {{
   %time = alloca {{ i64, i64 }}
   %status = call i32 @clock_gettime(i32 {CLOCK_MONOTONIC}, ptr %time)
   %seconds = load i64, ptr %time
@@ -104,7 +106,7 @@ define internal i64 @now() nounwind {{
   ret i64 %sum
 }}
 
-define internal void @worker(ptr %context) #0 {{
+define internal void @worker(ptr %context) #0 {_QUICK} {{
 entry:
   %total.at = getelementptr i8, ptr %context, i64 8
   %total = load i64, ptr %total.at
@@ -179,7 +181,7 @@ def _entry(generated: Generated, entry: str) -> str:
     prints = any(site.kind == "print" for site in generated.sites)
     flush = "  %flushed = call i32 @fflush(ptr null)\n" if prints else ""
     return f"""\
-define void @{entry}(ptr %context, i32 %threads) nounwind {{
+define void @{entry}(ptr %context, i32 %threads) {_QUICK} {{
 entry:
   %total.at = getelementptr i8, ptr %context, i64 8
   %total = load i64, ptr %total.at
