@@ -1,0 +1,174 @@
+"""Launching a kernel many times at little cost.
+
+`kernel[grid](...)` binds and inspects its arguments at every launch, which takes many times longer than a small kernel. Here
+that is done once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .arguments import Parameter, PreparedReader, flatten_arguments, is_flat, parameters_of
+
+Grid = Sequence[int] | Callable[[dict[str, Any]], Sequence[int]]
+
+
+class Launch:
+    """A kernel bound to a grid and arguments. Calling it runs the kernel and returns when it has run.
+
+    `launch()` uses the arguments it was prepared with, `launch(*tensors)` other tensors in place of all tensors among them,
+    and `launch(*arguments)` other arguments altogether, in the order in which `prepare` was given them. Other arguments must
+    agree with the first ones in what the kernel was compiled for: dtypes, alignment, and the values of arguments that Triton
+    turned into constants. Launches of one object may overlap in several threads.
+
+    Args:
+        compiled: Triton's compiled kernel.
+        grid: number of programs in each direction.
+        run: the launch function.
+    """
+
+    __slots__ = ("_run", "compiled", "grid")
+
+    def __init__(self, compiled: Any, grid: tuple[int, int, int], run: Callable[..., None]) -> None:
+        self.compiled = compiled
+        self.grid = grid
+        self._run = run
+
+    def __call__(self, *arguments: Any) -> None:
+        """Run the kernel.
+
+        Raises:
+            TypeError, ValueError: the arguments are not what the kernel was compiled for.
+            KernelFault: a device_assert failed, or a checked access.
+        """
+        self._run(*arguments)
+
+    def __repr__(self) -> str:
+        return f"Launch({self.compiled.name}, grid={self.grid})"
+
+
+def prepare(kernel: Any, grid: Grid, *args: Any, **kwargs: Any) -> Launch:
+    """Compile a kernel for the CPU and bind it to a grid and arguments.
+
+    The kernel runs on the CPU whatever device Triton is using otherwise. Triton's launch hooks and the kernel's pre-run hooks
+    are not called.
+
+    Args:
+        kernel: a function decorated with `triton.jit`, also with `triton.heuristics` or `triton.autotune` on top. Tuning
+            launches the kernel, and needs the CPU driver to be Triton's active one.
+        grid: number of programs in up to three directions, or a function of the kernel's arguments by name.
+        args: the kernel's arguments, without constants that are given by name.
+        kwargs: the kernel's other arguments, and options of the compilation such as `debug=True`.
+
+    Raises:
+        TypeError: `kernel` is something else.
+        UnsupportedError: the kernel uses something that is not lowered for the CPU.
+    """
+    from triton.runtime.jit import JITFunction
+
+    function, named = _resolve(kernel, args, kwargs, grid)
+    if not isinstance(function, JITFunction):
+        raise TypeError(f"prepare: expected a function decorated with triton.jit, got {type(function).__name__}")
+    compiled, bound = _compile(function, args, named)
+    sizes = tuple(grid(bound)) if callable(grid) else tuple(grid)
+    if not 1 <= len(sizes) <= 3:
+        raise ValueError(f"prepare: the grid must have 1 to 3 directions, got {sizes}")
+    shape = (*(int(n) for n in sizes), 1, 1)[:3]
+    if min(shape) < 0 or max(shape) > 2**31 - 1:
+        raise ValueError(f"prepare: each direction of the grid must have 0 to {2**31 - 1} programs, got {sizes}")
+    return _bind(compiled, (shape[0], shape[1], shape[2]), bound, len(args))
+
+
+def native_assembly(compiled: Any) -> str:
+    """Return the assembly of a kernel that Triton compiled for the CPU (the value of `kernel[grid](...)`)."""
+    from . import isa, jit
+
+    return jit.assembly(compiled.asm["llir"], isa.detect(compiled.metadata.isa))
+
+
+def _resolve(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], grid: Grid) -> tuple[Any, dict[str, Any]]:
+    """Return the jit function under decorators, and the named arguments with what the decorators choose."""
+    from triton.runtime.autotuner import Autotuner, Heuristics
+
+    named = dict(kwargs)
+    while isinstance(kernel, Autotuner | Heuristics):
+        if isinstance(kernel, Heuristics):
+            for name, choose in kernel.values.items():
+                named[name] = choose({**dict(zip(kernel.arg_names, args, strict=False)), **named})
+        else:
+            if len(kernel.configs) > 1:
+                kernel[grid](*args, **named)
+            config = kernel.best_config if len(kernel.configs) > 1 else kernel.configs[0]
+            if config.pre_hook is not None or kernel.user_defined_pre_hook or kernel.user_defined_post_hook:
+                raise ValueError("prepare: a kernel tuned with hooks cannot be launched without them; launch it with kernel[grid]")
+            named.update(config.all_kwargs())
+        kernel = kernel.fn
+    return kernel, named
+
+
+def _compile(function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the compiled kernel, and all its arguments by name."""
+    import triton
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import create_function_from_signature
+
+    from . import isa
+    from .compiler import TARGET, CPUBackend
+
+    # Triton's own launch path would compile for whatever driver is active.
+    target = GPUTarget(TARGET, isa.host_isa().name, 1)
+    backend = CPUBackend(target)
+    named = {**named, "debug": named.get("debug", function.debug) or knobs.runtime.debug}
+    named["instrumentation_mode"] = knobs.compilation.instrumentation_mode
+    binder = create_function_from_signature(function.signature, function.params, backend)
+    bound, specialization, options = binder(*args, **named)
+    options, signature, constants, attributes = function._pack_args(backend, named, bound, specialization, options)
+    source = triton.compiler.ASTSource(function, signature, constants, attributes)
+    return triton.compile(source, target=target, options=options.__dict__), dict(bound)
+
+
+def _bind(compiled: Any, grid: tuple[int, int, int], bound: dict[str, Any], given: int) -> Launch:
+    from .generated import Site
+    from .launch_code import launch_code
+    from .launcher import run_checked
+    from .loaded import load_kernel
+
+    source, metadata = compiled.src, compiled.metadata
+    signature = tuple(source.signature.values())
+    values = tuple(flatten_arguments(signature, tuple(bound.values())))
+    parameters = _specialized(parameters_of(metadata.name, tuple(bound), signature, metadata.arguments), source, values)
+    # Opened tuples are no longer at the positions of the call.
+    replaceable = given if is_flat(signature) else 0
+    reader = PreparedReader(metadata.name, parameters, tuple(Site(**site) for site in metadata.sites), replaceable)
+    for k, value in enumerate(values):
+        reader(k, value)
+    kernel = load_kernel(compiled.kernel)
+    if metadata.checked:
+
+        def run(*arguments: Any) -> None:
+            run_checked(reader, kernel.entry, grid, reader.merge(values, arguments))
+
+    else:
+        kinds = [parameter.kind for parameter in parameters]
+        dtypes = tuple(parameter.dtype for parameter in parameters)
+        run = launch_code().prepared(kernel.entry, grid, kinds, replaceable, values, dtypes, reader)
+    return Launch(compiled, grid, run)
+
+
+def _specialized(parameters: Sequence[Parameter], source: Any, values: Sequence[Any]) -> tuple[Parameter, ...]:
+    """Return the parameters with what the kernel was compiled for."""
+    aligned = {path[0] for path, attributes in source.attrs.items() if ["tt.divisibility", 16] in attributes}
+    flat = len(parameters) == len(source.signature)
+    return tuple(
+        replace(
+            parameter,
+            dtype=getattr(value, "dtype", None) if parameter.element == "ptr" else None,
+            aligned=flat and k in aligned,
+            fixed=parameter.element == "skip",
+            value=value,
+        )
+        for k, (parameter, value) in enumerate(zip(parameters, values, strict=True))
+    )
