@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .errors import TtirSyntaxError
-from .ttir import Block, Function, Op, Type, Value
+from .ttir import Block, Function, Op, Type
+from .ttir_blocks import BlockReader
 from .ttir_forms import (
     ABBREVIATED,
     DEFAULTS,
@@ -18,7 +17,7 @@ from .ttir_forms import (
     read_types,
     result_type,
 )
-from .ttir_text import Locations, parse_dense, parse_number, parse_type, tokenize, unquote
+from .ttir_text import parse_dense, parse_number, parse_type, unquote
 
 
 def parse(text: str) -> dict[str, Function]:
@@ -36,65 +35,13 @@ def parse(text: str) -> dict[str, Function]:
     return _Parser(text).module()
 
 
-class _Parser:
-    """One reading of a module's text; `_row` is the index of the next line."""
-
-    def __init__(self, text: str) -> None:
-        self._lines = text.split("\n")
-        self._row = 0
-        self._locations = Locations(text)
-        self._line = ""
-        """Source location of the line read last."""
-        self._values: dict[str, Value] = {}
-        self._pending: dict[str, Value] = {}
-        """Values that were used before the line that defines them (blocks need not be in order of dominance)."""
-        self._labels: dict[str, Block] = {}
-        self._position = 0
-
-    # Lines and names
-
-    def _next(self) -> list[str]:
-        """Return the tokens of the next line that has any, without its location; an empty list at the end."""
-        for row in range(self._row, len(self._lines)):
-            line = self._lines[row]
-            if not line or line[0] == "#":
-                continue
-            tokens = tokenize(line)
-            if tokens and tokens[-1].startswith("//"):
-                tokens.pop()
-            if tokens:
-                self._row = row + 1
-                self._line = self._locations.line(tokens.pop()) if tokens[-1].startswith("loc(") else ""
-                return tokens
-        self._row = len(self._lines)
-        return []
-
-    def _value(self, name: str) -> Value:
-        value = self._values.get(name)
-        if value is None:
-            value = self._values[name] = self._pending[name] = Value(name, Type((), "undefined"))
-        return value
-
-    def _define(self, name: str, type_: Type, op: Op | None, index: int, block: Block | None) -> Value:
-        if self._pending and name in self._pending:
-            value = self._pending.pop(name)
-            value.type, value.op, value.index, value.block = type_, op, index, block
-        else:
-            value = self._values[name] = Value(name, type_, op, index, block)
-        return value
-
-    def _block(self, label: str) -> Block:
-        block = self._labels.get(label)
-        if block is None:
-            block = self._labels[label] = Block()
-        return block
-
-    # Module, functions and blocks
+class _Parser(BlockReader):
+    """Reads functions and operations."""
 
     def module(self) -> dict[str, Function]:
         functions: dict[str, Function] = {}
         try:
-            while tokens := self._next():
+            while tokens := self.next():
                 if tokens[0] == "tt.func":
                     function = self._function(tokens)
                     functions[function.name] = function
@@ -102,15 +49,15 @@ class _Parser:
                     raise TtirSyntaxError("not a function")
         except (TtirSyntaxError, IndexError, KeyError, ValueError) as error:
             reason = error if isinstance(error, TtirSyntaxError) else "not understood"
-            raise TtirSyntaxError(f"line {self._row}: {reason}: {self._lines[self._row - 1].strip()}") from error
+            raise TtirSyntaxError(f"line {self.row}: {reason}: {self.lines[self.row - 1].strip()}") from error
         return functions
 
     def _function(self, tokens: list[str]) -> Function:
-        self._values, self._pending, self._labels, self._position = {}, {}, {}, 0
+        self.values, self.pending, self.labels, self.position = {}, {}, {}, 0
         at = next(i for i, token in enumerate(tokens) if token[0] == "@")
         name = unquote(tokens[at][1:]) if tokens[at][1] == '"' else tokens[at][1:]
         entry = Block()
-        i, attrs = self._arguments(tokens, at + 1, entry)
+        i, attrs = self.arguments(tokens, at + 1, entry)
         result_types: list[Type] = []
         if tokens[i] == "->":
             i, result_types = read_types(tokens, i + 1)
@@ -118,62 +65,14 @@ class _Parser:
             i = read_attributes(tokens, i + 1, {})
         if tokens[i:] != ["{"]:
             raise TtirSyntaxError("expected the body of a function")
-        blocks, closing = self._region(None, entry)
+        blocks, closing = self.region(None, entry)
         if closing != ["}"]:
             raise TtirSyntaxError("expected the end of a function")
-        if self._pending:
-            raise TtirSyntaxError(f"{', '.join(self._pending)} not defined in {name}")
+        if self.pending:
+            raise TtirSyntaxError(f"{', '.join(self.pending)} not defined in {name}")
         return Function(name, blocks, attrs, "private" not in tokens[:at], result_types)
 
-    def _arguments(self, tokens: list[str], i: int, block: Block) -> tuple[int, list[dict[str, Any]]]:
-        """Read `(%x: type {attributes} loc(...), ...)` into a block's arguments."""
-        attrs: list[dict[str, Any]] = []
-        i += 1
-        while tokens[i] != ")":
-            if tokens[i + 1] != ":":
-                raise TtirSyntaxError("expected an argument")
-            block.args.append(self._define(tokens[i], parse_type(tokens[i + 2]), None, len(block.args), block))
-            i += 3
-            attrs.append({})
-            if tokens[i] == "{":
-                i = read_attributes(tokens, i, attrs[-1])
-            if tokens[i].startswith("loc("):
-                i += 1
-            if tokens[i] == ",":
-                i += 1
-        return i + 1, attrs
-
-    def _region(self, parent: Op | None, entry: Block) -> tuple[list[Block], list[str]]:
-        """Read the blocks of a region; also returns the tokens of its closing line."""
-        outer, self._labels = self._labels, {}
-        block, blocks = entry, [entry]
-        entry.parent = parent
-        while True:
-            tokens = self._next()
-            if not tokens:
-                raise TtirSyntaxError("expected }")
-            first = tokens[0]
-            if first[0] == "}":
-                break
-            if first[0] == "^":
-                if block is not entry or entry.ops:
-                    block = self._block(first)
-                    block.parent = parent
-                    blocks.append(block)
-                else:
-                    self._labels[first] = entry
-                if tokens[1] == "(":
-                    self._arguments(tokens, 1, block)
-            else:
-                self._operation(tokens, block)
-        if len(self._labels) > len(blocks) or any(block not in blocks for block in self._labels.values()):
-            raise TtirSyntaxError("a branch to a block that is not here")
-        self._labels = outer
-        return blocks, tokens
-
-    # Operations
-
-    def _operation(self, tokens: list[str], block: Block) -> None:
+    def operation(self, tokens: list[str], block: Block) -> None:
         """Read the operation that starts at a line."""
         names: list[str] = []
         i = 0
@@ -190,9 +89,9 @@ class _Parser:
                 if tokens[i - 1] == "=":
                     break
         name = tokens[i]
-        op = Op(name, [], dict(DEFAULTS[name]) if name in DEFAULTS else {}, [], [], block, self._position)
-        op.line = self._line
-        self._position += 1
+        op = Op(name, [], dict(DEFAULTS[name]) if name in DEFAULTS else {}, [], [], block, self.position)
+        op.line = self.line
+        self.position += 1
         block.ops.append(op)
         special = _SPECIAL.get(name)
         if special is not None:
@@ -209,7 +108,7 @@ class _Parser:
         if len(types) != len(names):
             raise TtirSyntaxError(f"{len(types)} result types for {len(names)} results")
         for k, type_ in enumerate(types):
-            op.results.append(self._define(names[k], type_, op, k, block))
+            op.results.append(self.define(names[k], type_, op, k, block))
 
     def _plain(self, op: Op, tokens: list[str], i: int, results: int) -> list[Type]:
         """Read `operands and attributes : types`, the form of all operations without regions."""
@@ -220,7 +119,7 @@ class _Parser:
             token = tokens[i]
             first = token[0]
             if first == "%":
-                operands.append(self._value(token))
+                operands.append(self.value(token))
             elif first == ":":
                 if name != "tt.print" or tokens[i + 1][0] != "%":
                     break
@@ -267,7 +166,7 @@ class _Parser:
         op.attrs.update(DEFAULTS.get(op.name, {}))
         while tokens[i] != ")":
             if tokens[i][0] == "%":
-                op.operands.append(self._value(tokens[i]))
+                op.operands.append(self.value(tokens[i]))
             i += 1
         i += 1
         if tokens[i] == "<{":
@@ -276,13 +175,13 @@ class _Parser:
             if tokens[i:] != ["(", "{"]:
                 raise TtirSyntaxError("expected a region")
             while True:
-                blocks, tokens = self._region(op, Block())
+                blocks, tokens = self.region(op, Block())
                 op.regions.append(blocks)
                 if tokens != ["}", ",", "{"]:
                     break
             if tokens[:2] != ["}", ")"]:
                 raise TtirSyntaxError("expected the end of a region")
-            op.line = self._line
+            op.line = self.line
             i = 2
         if tokens[i] == "{":
             i = read_attributes(tokens, i, op.attrs)
@@ -296,7 +195,7 @@ class _Parser:
 
     def _close(self, op: Op, tokens: list[str]) -> None:
         """Read the end of an operation with regions: `}` or `} {attributes}` or `} attributes {attributes}`."""
-        op.line = self._line
+        op.line = self.line
         i = 2 if tokens[1:2] == ["attributes"] else 1
         if i < len(tokens):
             i = read_attributes(tokens, i, op.attrs)
@@ -305,12 +204,12 @@ class _Parser:
 
     def _body(self, op: Op, entry: Block) -> list[str]:
         """Read a region whose terminator is not printed where it yields nothing; returns its closing line."""
-        blocks, closing = self._region(op, entry)
+        blocks, closing = self.region(op, entry)
         op.regions.append(blocks)
         block = blocks[-1]
         if not block.ops or block.terminator.name != "scf.yield":
-            block.ops.append(Op("scf.yield", [], block=block, position=self._position))
-            self._position += 1
+            block.ops.append(Op("scf.yield", [], block=block, position=self.position))
+            self.position += 1
         return closing
 
     def _inits(self, op: Op, tokens: list[str], i: int) -> tuple[int, list[str]]:
@@ -322,7 +221,7 @@ class _Parser:
             if tokens[i + 2] != "=":
                 raise TtirSyntaxError("expected an initial value")
             names.append(tokens[i + 1])
-            op.operands.append(self._value(tokens[i + 3]))
+            op.operands.append(self.value(tokens[i + 3]))
             i += 4
         return i + 1, names
 
@@ -350,7 +249,7 @@ class _Parser:
         if [tokens[i + 1], tokens[i + 3], tokens[i + 5]] != ["=", "to", "step"]:
             raise TtirSyntaxError("expected %i = %lower to %upper step %step")
         names = [tokens[i]]
-        op.operands += [self._value(tokens[i + 2]), self._value(tokens[i + 4]), self._value(tokens[i + 6])]
+        op.operands += [self.value(tokens[i + 2]), self.value(tokens[i + 4]), self.value(tokens[i + 6])]
         i += 7
         types: list[Type] = []
         if tokens[i] == "iter_args":
@@ -367,7 +266,7 @@ class _Parser:
             raise TtirSyntaxError("expected the body of the loop")
         entry = Block()
         for k, (name, type_) in enumerate(zip(names, [index, *types], strict=True)):
-            entry.args.append(self._define(name, type_, None, k, entry))
+            entry.args.append(self.define(name, type_, None, k, entry))
         self._close(op, self._body(op, entry))
         return types
 
@@ -381,18 +280,18 @@ class _Parser:
             raise TtirSyntaxError("expected the condition of the loop")
         entry = Block()
         for k, (name, type_) in enumerate(zip(names, inits, strict=True)):
-            entry.args.append(self._define(name, type_, None, k, entry))
-        blocks, closing = self._region(op, entry)
+            entry.args.append(self.define(name, type_, None, k, entry))
+        blocks, closing = self.region(op, entry)
         op.regions.append(blocks)
         if closing != ["}", "do", "{"]:
             raise TtirSyntaxError("expected the body of the loop")
-        blocks, closing = self._region(op, Block())
+        blocks, closing = self.region(op, Block())
         op.regions.append(blocks)
         self._close(op, closing)
         return types
 
     def _if(self, op: Op, tokens: list[str], i: int) -> list[Type]:
-        op.operands.append(self._value(tokens[i]))
+        op.operands.append(self.value(tokens[i]))
         i += 1
         types: list[Type] = []
         if tokens[i] == "->":
@@ -407,17 +306,17 @@ class _Parser:
 
     def _branch(self, op: Op, tokens: list[str], i: int) -> list[Type]:
         if op.name == "cf.cond_br":
-            op.operands.append(self._value(tokens[i]))
+            op.operands.append(self.value(tokens[i]))
             i += 2
         while i < len(tokens):
             if tokens[i][0] != "^":
                 raise TtirSyntaxError("expected a block")
-            target, passed = self._block(tokens[i]), []
+            target, passed = self.block(tokens[i]), []
             i += 1
             if tokens[i : i + 1] == ["("]:
                 while tokens[i] != ":":
                     if tokens[i][0] == "%":
-                        passed.append(self._value(tokens[i]))
+                        passed.append(self.value(tokens[i]))
                     i += 1
                 i = tokens.index(")", i) + 1
             op.successors.append((target, passed))
