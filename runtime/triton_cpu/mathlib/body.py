@@ -33,7 +33,7 @@ class Body:
         self.integer = INTEGER_OF.get(element, element)
         self.type = self.of(element)
         # LLVM expands llvm.fma into a library call per lane where the CPU has no such instruction.
-        self.has_fma = isa.name in ("avx512", "avx2") or isa.cpu.startswith(("apple", "cortex", "neoverse"))
+        self.has_fma = isa.name != "portable" or not isa.cpu.startswith("x86")
 
     def of(self, element: str) -> str:
         """LLVM type of `lanes` lanes of an element type."""

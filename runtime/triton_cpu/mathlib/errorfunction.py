@@ -39,4 +39,4 @@ def erf(b: Body, x: Text) -> Text:
     t = b.at_most(b.abs(x), 3.9375)
     exponent = b.mul_add(t, b.polynomial(t, ERF_FAR), t)
     far = b.sub(b.const(1.0), exp_inside(b, b.neg(exponent)))
-    return b.select(b.cmp("olt", b.abs(x), ERF_EDGE), near, b.with_sign(far, x))
+    return b.with_sign(b.select(b.cmp("olt", b.abs(x), ERF_EDGE), near, far), x)

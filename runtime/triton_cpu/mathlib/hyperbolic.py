@@ -28,7 +28,7 @@ def tanh(b: Body, x: Text) -> Text:
     bounded = b.at_most(t, 9.5)
     growth = exp_inside(b, b.add(bounded, bounded))
     far = b.sub(b.const(1.0), b.div(2.0, b.add(growth, 1.0)))
-    return b.select(b.cmp("olt", t, 1.0), near, b.with_sign(far, x))
+    return b.with_sign(b.select(b.cmp("olt", t, 1.0), near, far), x)
 
 
 def expm1_f64(b: Body, x: Text) -> Text:

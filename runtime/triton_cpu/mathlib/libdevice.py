@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from graphwright.runtime.triton_cpu.errors import UnsupportedError
@@ -26,7 +25,7 @@ FLOAT_FUNCTIONS = (
     "fmod", "hypot", "ilogb", "j0", "j1", "jn", "ldexp", "lgamma", "log", "log10", "log1p", "log2", "logb",
     "nearbyint", "nextafter", "norm3d", "norm4d", "normcdf", "normcdfinv", "pow", "powi", "rcbrt", "remainder",
     "rhypot", "rint", "rnorm3d", "rnorm4d", "round", "rsqrt", "sin", "sinh", "sinpi", "sqrt", "tan", "tanh", "tgamma",
-    "trunc", "y0", "y1", "yn", ".split",
+    "trunc", "y0", "y1", "yn",
 )  # fmt: skip
 """Functions whose symbols are `__nv_<name>f` and `__nv_<name>`."""
 
@@ -60,9 +59,7 @@ TYPES = {
 }  # fmt: skip
 
 
-@functools.cache
-def table() -> dict[str, tuple[str, str]]:
-    """Symbol -> (name, element) of every libdevice function that is supported."""
+def _table() -> dict[str, tuple[str, str]]:
     found = dict(OTHERS)
     for name in FLOAT_FUNCTIONS:
         found[name + "f"] = (name, "f32")
@@ -81,6 +78,10 @@ def table() -> dict[str, tuple[str, str]]:
     return {f"__nv_{symbol}": entry for symbol, entry in found.items() if entry in FUNCTIONS}
 
 
+LIBDEVICE = _table()
+"""Symbol -> (name, element) of every libdevice function that is supported."""
+
+
 def lookup(symbol: str) -> Entry:
     """Find what computes a libdevice symbol.
 
@@ -88,7 +89,7 @@ def lookup(symbol: str) -> Entry:
         UnsupportedError: the symbol is not known, or has no counterpart on a CPU (directed rounding of an arithmetic
             operation, some special functions of f64).
     """
-    entry = table().get(symbol)
+    entry = LIBDEVICE.get(symbol)
     if entry is None:
         raise UnsupportedError(f"libdevice function {symbol}")
     f = FUNCTIONS[entry]

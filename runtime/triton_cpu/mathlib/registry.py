@@ -84,9 +84,7 @@ def find(name: str, element: str) -> Function:
     found = FUNCTIONS.get((name, element))
     if found is None:
         near = difflib.get_close_matches(name, sorted({n for n, e in FUNCTIONS if e == element}), n=1)
-        raise UnsupportedError(
-            f"math function {name!r} on {element}" + (f"; did you mean {near[0]!r}?" if near else "")
-        )
+        raise UnsupportedError(f"math function {name!r} on {element}" + (f"; did you mean {near[0]!r}?" if near else ""))
     return found
 
 

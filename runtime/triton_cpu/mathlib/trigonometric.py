@@ -37,8 +37,7 @@ ASIN = (
 def sine_and_cosine(b: Body, r: Text) -> tuple[Text, Text]:
     """sin(r) and cos(r) in f64 to 2**-34, for |r| <= pi/4."""
     z = b.mul(r, r)
-    sine = b.mul_add(b.mul(r, z), b.polynomial(z, SIN), r)
-    return sine, b.polynomial(z, (1.0, *COS))
+    return b.mul(r, b.polynomial(z, (1.0, *SIN))), b.polynomial(z, (1.0, *COS))
 
 
 def quarter(b: Body, sine: Text, cosine: Text, quadrant: Text) -> Text:
@@ -102,7 +101,9 @@ with_large("tan", _tan)
 
 def _half_turns(b: Body, x: Text, offset: int) -> tuple[Text, Text]:
     """Return (quadrant as an integer, remainder) of pi * x + offset * pi/2 by pi/2; exact but for the product by pi."""
-    x = b.mul_add(b.intrinsic("rint", b.mul(x, 0.5)), -2.0, x)
+    turns = b.mul_add(b.intrinsic("rint", b.mul(x, 0.5)), -2.0, x)
+    # The reduction would turn -0 into +0.
+    x = b.select(b.cmp("oeq", x, 0.0), x, turns)
     shifted = b.add(b.add(x, x), SHIFTER)
     r = b.mul_add(b.sub(shifted, SHIFTER), -0.5, x)
     return b.ints("add", b.to_bits(shifted), offset), b.mul(r, math.pi)
