@@ -1,0 +1,142 @@
+"""Fixtures of the conformance suite, and the writer of its table of operations and dtypes.
+
+Run `pytest tests/runtime/triton_cpu/conformance --conformance-table=docs/triton-cpu-conformance.md` to write the table.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER))
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+if not INTERPRETED:
+    os.environ.setdefault("TRITON_DEFAULT_BACKEND", "cpu")
+if "TRITON_CACHE_DIR" not in os.environ:
+    CACHE = tempfile.mkdtemp(prefix="conformance-cache-")
+    os.environ["TRITON_CACHE_DIR"] = CACHE
+    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from conformance_buffers import Buffers  # noqa: E402
+
+PROPERTY = "conformance"
+DTYPE_ORDER = (
+    "int1", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    "float8e4nv", "float8e5", "float16", "bfloat16", "float32", "float64", "any",
+)  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that names the file of the table."""
+    parser.addoption("--conformance-table", default=None, help="write the table of operations x dtypes to this file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the collector of results."""
+    config.addinivalue_line("markers", "compiled: needs a compiling backend; the interpreter cannot run it or is wrong")
+    config.pluginmanager.register(ConformanceTable(config), "conformance-table")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that only a compiling backend can pass when Triton interprets."""
+    if INTERPRETED:
+        for item in items:
+            item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))
+            if item.get_closest_marker("compiled") or "bfloat16" in item.nodeid:
+                item.add_marker(pytest.mark.skip(reason="the interpreter cannot run this or computes it wrongly"))
+
+
+class ConformanceTable:
+    """Collects what each test covered and writes one table of operations and dtypes.
+
+    Args:
+        config: the run's configuration; the table is written only where `--conformance-table` is given.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.path = config.getoption("--conformance-table", default=None)
+        self.is_worker = hasattr(config, "workerinput")
+        self.states: dict[tuple[str, str], set[str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note the outcome of each operation and dtype that the test declared."""
+        if report.when == "setup" or (report.when == "teardown" and report.passed):
+            return
+        for name, value in report.user_properties:
+            if name == PROPERTY:
+                operation, dtype, kind = value
+                state = kind if report.passed else "skipped" if report.skipped else "fail"
+                self.states.setdefault((operation, dtype), set()).add(state)
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the table once, in the process that sees every report."""
+        if self.path and not self.is_worker:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            Path(self.path).write_text(self.text())
+
+    def text(self) -> str:
+        """Return the table as Markdown."""
+        used = {dtype for _, dtype in self.states}
+        dtypes = [name for name in DTYPE_ORDER if name in used] + sorted(used - set(DTYPE_ORDER))
+        lines = [
+            "# Triton on the CPU: what conforms",
+            "",
+            "Written by `pytest tests/runtime/triton_cpu/conformance --conformance-table=PATH`. `pass`: every test of",
+            "that operation and dtype passed; `no`: it raises `UnsupportedError`; `part`: some forms pass and others",
+            "raise `UnsupportedError`; `FAIL`: a test failed; empty: not tested. `any` is for what has no dtype.",
+            "",
+            "| operation | " + " | ".join(dtypes) + " |",
+            "|---|" + "---|" * len(dtypes),
+        ]
+        for operation in sorted({name for name, _ in self.states}):
+            cells = [self.cell(self.states.get((operation, dtype), set())) for dtype in dtypes]
+            lines.append(f"| {operation} | " + " | ".join(cells) + " |")
+        return "\n".join(lines) + "\n"
+
+    @staticmethod
+    def cell(states: set[str]) -> str:
+        """Return one cell's word for the set of outcomes seen."""
+        if "fail" in states:
+            return "FAIL"
+        if {"pass", "unsupported"} <= states:
+            return "part"
+        if "pass" in states:
+            return "pass"
+        return "no" if "unsupported" in states else ""
+
+
+@pytest.fixture
+def covers(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Return a function that declares the operation and dtypes that the test covers."""
+
+    def declare(operation: str, *dtypes: str, supported: bool = True) -> None:
+        for dtype in dtypes or ("any",):
+            kind = "pass" if supported else "unsupported"
+            request.node.user_properties.append((PROPERTY, (operation, dtype, kind)))
+
+    return declare
+
+
+@pytest.fixture
+def buffers() -> Iterator[Buffers]:
+    """Yield an allocator of poisoned, guarded tensors, and check the guards and the inputs after the test."""
+    allocator = Buffers()
+    yield allocator
+    allocator.check()
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Return a random generator seeded by the test's name."""
+    return np.random.default_rng(zlib.crc32(request.node.name.encode()))
