@@ -71,9 +71,7 @@ def check_group(isa: Isa, k: int, a: Operand, b: Operand, accumulator: str) -> N
     if not known.get((element, group), False):
         raise ValueError(f"{isa.name} has no product of {element} in groups of {group}")
     if a.element != element or a.strides[1] != 1 or k % group:
-        raise ValueError(
-            f"groups of {group} {element} need rows of {element} in A and k a multiple of {group}; k is {k}"
-        )
+        raise ValueError(f"groups of {group} {element} need rows of {element} in A and k a multiple of {group}; k is {k}")
     if accumulator != ("f32" if element == "bf16" else "i32"):
         raise ValueError(f"groups of {element} are not summed in {accumulator}")
 
@@ -182,8 +180,6 @@ def grouped_multiply_add(e: Emitter, isa: Isa, element: str, x: Text, y: Text, t
     else:
         pairs = f"<{2 * size} x i16>"
         left, right = e.op(f"bitcast {words} {x} to {pairs}"), e.op(f"bitcast {words} {y} to {pairs}")
-        symbol = {128: "llvm.x86.sse2.pmadd.wd", 256: "llvm.x86.avx2.pmadd.wd", 512: "llvm.x86.avx512.pmaddw.d.512"}[
-            bits
-        ]
+        symbol = {128: "llvm.x86.sse2.pmadd.wd", 256: "llvm.x86.avx2.pmadd.wd", 512: "llvm.x86.avx512.pmaddw.d.512"}[bits]
         result = e.op(f"add {sums} {total}, {e.call(sums, symbol, [(pairs, left), (pairs, right)])}")
     return result if lanes == size else e.shuffle(result, scalar, size, range(lanes))
