@@ -97,9 +97,8 @@ class Reader:
         element = parameter.element
         if element == "skip":
             if parameter.fixed and not _same(value, parameter.value):
-                raise ValueError(
-                    f"{self._about(parameter)}: the kernel was compiled for {parameter.value!r}, got {value!r}; prepare it again"
-                )
+                expected = f"the kernel was compiled for {parameter.value!r}"
+                raise ValueError(f"{self._about(parameter)}: {expected}, got {value!r}; prepare it again")
             return 0
         if element == "ptr":
             return self._address(parameter, value)
@@ -138,9 +137,7 @@ class Reader:
             return value & MASK
         data_ptr = getattr(value, "data_ptr", None)
         if data_ptr is None:
-            raise TypeError(
-                f"{self._about(parameter)}: expected a tensor, an address or None, got {type(value).__name__}"
-            )
+            raise TypeError(f"{self._about(parameter)}: expected a tensor, an address or None, got {type(value).__name__}")
         device = getattr(value, "device", None)
         if device is not None and getattr(device, "type", str(device)) != "cpu":
             raise ValueError(

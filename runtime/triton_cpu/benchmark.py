@@ -110,7 +110,7 @@ def do_bench(
     deadline = time.perf_counter() + warmup / 1e3
     while time.perf_counter() < deadline:
         sample(calls)
-    times = []
+    times: list[float] = []
     deadline = time.perf_counter() + rep / 1e3
     while not times or time.perf_counter() < deadline:
         times.append(sample(calls))

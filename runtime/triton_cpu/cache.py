@@ -38,6 +38,8 @@ class SafeCacheManager(FileCacheManager):  # type: ignore[misc]
         dump: write to the folder for inspection instead.
     """
 
+    lock_path: str | None
+
     def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
         try:
             super().__init__(key, override=override, dump=dump)

@@ -1,6 +1,7 @@
 """The compiler side of the backend: Triton's stages from the Python source of a kernel to machine code.
 
-Triton looks in this module for exactly one backend class, so that no other may be visible here.
+Triton looks in this module for exactly one backend class, so that no other may be visible here. It imports the module
+whenever it is imported itself, for which reason LLVM is imported where it is used.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from triton import knobs
 from triton._C.libtriton import ir, passes
 from triton.backends import compiler as triton_compiler
 
-from . import isa, jit
+from . import isa
 from .binary import VERSION, Binary, pack
 from .cache import install_cache
 from .errors import BackendError, UnsupportedError
+from .generated import Site
 from .options import CPUOptions, parse_options
-from .worker import complete_module
 
 TARGET = "cpu"
 BINARY_STAGE = "cpuobj"
@@ -115,7 +116,9 @@ def make_llir(module: Any, metadata: dict[str, Any], options: CPUOptions) -> str
     Raises:
         UnsupportedError: the kernel uses something that is not lowered for the CPU.
     """
+    from . import jit
     from .generate import generate
+    from .worker import complete_module
 
     target = isa.detect(options.isa)
     generated = generate(str(module), target, options)
@@ -132,7 +135,7 @@ def make_llir(module: Any, metadata: dict[str, Any], options: CPUOptions) -> str
 
 def make_binary(text: str, metadata: dict[str, Any], options: CPUOptions) -> bytes:
     """Return the compiled kernel for LLVM IR that `make_llir` made."""
-    from .generated import Site
+    from . import jit
 
     return pack(
         Binary(

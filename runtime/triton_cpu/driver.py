@@ -1,19 +1,21 @@
 """The driver side of the backend: which device Triton runs on, and how kernels are loaded, launched and timed.
 
-Triton looks in this module for exactly one driver class, so that no other may be visible here.
+Triton looks in this module for exactly one driver class, so that no other may be visible here. It imports the module
+whenever it is imported itself, for which reason LLVM is imported where it is used.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from triton.backends import driver as triton_driver
 from triton.backends.compiler import GPUTarget
 
 from . import benchmark, isa
-from .launcher import make_launcher
-from .loaded import LoadedKernel, load_kernel
+
+if TYPE_CHECKING:
+    from .loaded import LoadedKernel
 
 SELECTION_VARIABLE = "TRITON_DEFAULT_BACKEND"
 BACKEND = "cpu"
@@ -28,14 +30,14 @@ _CPP_TYPES = {
 class CPUUtils:
     """What Triton asks of a driver about binaries and devices."""
 
-    def load_binary(
-        self, name: str, kernel: bytes, shared: int, device: object
-    ) -> tuple[LoadedKernel, int, int, int, int]:
+    def load_binary(self, name: str, kernel: bytes, shared: int, device: object) -> tuple[LoadedKernel, int, int, int, int]:
         """Return the loaded kernel, its address, registers, spills and the largest number of threads.
 
         Raises:
             CorruptBinaryError: `kernel` is not a whole compiled kernel.
         """
+        from .loaded import load_kernel
+
         loaded = load_kernel(kernel)
         return loaded, loaded.entry, 0, 0, 1 << 30
 
@@ -51,13 +53,19 @@ class CPUUtils:
         }
 
 
+def _make_launcher(source: Any, metadata: Any) -> Any:
+    from .launcher import make_launcher
+
+    return make_launcher(source, metadata)
+
+
 class CPUDriver(triton_driver.DriverBase):  # type: ignore[misc]
     """Runs kernels on the CPU, on torch's threads."""
 
     def __init__(self) -> None:
         super().__init__()
         self.utils = CPUUtils()
-        self.launcher_cls = make_launcher
+        self.launcher_cls = _make_launcher
 
     @classmethod
     def is_active(cls) -> bool:

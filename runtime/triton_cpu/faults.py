@@ -46,7 +46,8 @@ class Extent:
 # State 1 is taken before the fields are written and nobody reads them before all threads have joined, so one
 # compare-exchange makes the first fault win.
 REPORT_FAULT = """\
-define internal void @report_fault(ptr %fault, i32 %site, i32 %pid0, i32 %pid1, i32 %pid2, i64 %address) cold noinline optnone nounwind {
+define internal void @report_fault(ptr %fault, i32 %site, i32 %pid0, i32 %pid1, i32 %pid2, i64 %address)
+    cold noinline optnone nounwind {
   %swap = cmpxchg ptr %fault, i32 0, i32 1 acq_rel monotonic
   %first = extractvalue { i32, i1 } %swap, 1
   br i1 %first, label %write, label %done

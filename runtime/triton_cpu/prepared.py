@@ -102,7 +102,9 @@ def _resolve(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], grid: G
                 kernel[grid](*args, **named)
             config = kernel.best_config if len(kernel.configs) > 1 else kernel.configs[0]
             if config.pre_hook is not None or kernel.user_defined_pre_hook or kernel.user_defined_post_hook:
-                raise ValueError("prepare: a kernel tuned with hooks cannot be launched without them; launch it with kernel[grid]")
+                raise ValueError(
+                    "prepare: a kernel tuned with hooks cannot be launched without them; launch it with kernel[grid]"
+                )
             named.update(config.all_kwargs())
         kernel = kernel.fn
     return kernel, named
