@@ -90,6 +90,10 @@ class _Outcome:
     flags: dict[Block, Value] = field(default_factory=dict)
 
 
+def _only_returns(block: Block) -> bool:
+    return len(block.ops) == 1 and not block.ops[0].successors
+
+
 class _Region:
     """One region of several blocks."""
 
@@ -148,10 +152,12 @@ class _Region:
     def _joins(self, left: Block, right: Block, stops: frozenset[Block]) -> list[Block]:
         """Return the blocks to emit after a branch to `left` or `right`: no other common block is reached around them.
 
-        A common block that several joins lead to is one itself.
+        A common block that several joins lead to is one itself. Blocks that only return are none: they have no code
+        that could be copied, and returning at once saves a flag.
         """
         from_left, from_right = self._reach(left, stops), self._reach(right, stops)
-        common = sorted(from_left & from_right, key=self._order.__getitem__)
+        common = [block for block in from_left & from_right if not _only_returns(block)]
+        common.sort(key=self._order.__getitem__)
         leads: dict[Block, set[Block | None]] = {block: set() for block in common}
         for block in (from_left | from_right) - set(common):
             for target, _ in block.terminator.successors:
@@ -172,6 +178,8 @@ class _Region:
         if block in stops:
             return _Outcome({block: args})
         self._values.update(zip(block.args, args, strict=True))
+        if _only_returns(block):
+            return _Outcome({_RETURN: [self._values.get(value, value) for value in block.terminator.operands]})
         for op in block.ops:
             substitute(op, self._values)
         last = block.terminator

@@ -41,12 +41,15 @@ class _Parser(BlockReader):
     def module(self) -> dict[str, Function]:
         functions: dict[str, Function] = {}
         try:
-            while tokens := self.next():
-                if tokens[0] == "tt.func":
-                    function = self._function(tokens)
-                    functions[function.name] = function
-                elif tokens[0] != "module" and tokens != ["}"]:
-                    raise TtirSyntaxError("not a function")
+            if self.next()[0] != "module":
+                raise TtirSyntaxError("expected a module")
+            while (tokens := self.next()) and tokens[0] == "tt.func":
+                function = self._function(tokens)
+                functions[function.name] = function
+            if tokens != ["}"]:
+                raise TtirSyntaxError("expected a function or }")
+            if self.next():
+                raise TtirSyntaxError("expected the end of the text")
         except (TtirSyntaxError, IndexError, KeyError, ValueError) as error:
             reason = error if isinstance(error, TtirSyntaxError) else "not understood"
             raise TtirSyntaxError(f"line {self.row}: {reason}: {self.lines[self.row - 1].strip()}") from error
@@ -70,6 +73,9 @@ class _Parser(BlockReader):
             raise TtirSyntaxError("expected the end of a function")
         if self.pending:
             raise TtirSyntaxError(f"{', '.join(self.pending)} not defined in {name}")
+        for block in blocks:
+            if not block.ops or not (block.terminator.successors or block.terminator.name == "tt.return"):
+                raise TtirSyntaxError("a block does not end with a branch or tt.return")
         return Function(name, blocks, attrs, "private" not in tokens[:at], result_types)
 
     def operation(self, tokens: list[str], block: Block) -> None:
@@ -89,6 +95,8 @@ class _Parser(BlockReader):
                 if tokens[i - 1] == "=":
                     break
         name = tokens[i]
+        if "." not in name:
+            raise TtirSyntaxError("expected an operation")
         op = Op(name, [], dict(DEFAULTS[name]) if name in DEFAULTS else {}, [], [], block, self.position)
         op.line = self.line
         self.position += 1
