@@ -152,8 +152,11 @@ class Plan:
 
 
 def _lane_by_lane(value: Value, source: Value, known: dict[Value, bool]) -> bool:
-    """Whether evaluating a chunk of `value` reads `source` at that chunk only, or not at all."""
-    if value is source or value.op is None:
+    """Whether evaluating a chunk of `value` reads `source` at that chunk only, or not at all.
+
+    Scalars and what is computed whole were computed before the nest.
+    """
+    if value is source or value.op is None or not value.shape or value.op.name in MATERIALISERS:
         return True
     if value not in known:
         op = value.op
@@ -168,7 +171,9 @@ def _reads(value: Value, source: Value, known: dict[Value, bool]) -> bool:
     if value is source:
         return True
     if value not in known:
-        known[value] = value.op is not None and any(_reads(v, source, known) for v in value.op.operands)
+        op = value.op
+        lazy = op is not None and bool(value.shape) and op.name not in MATERIALISERS
+        known[value] = lazy and any(_reads(v, source, known) for v in op.operands)  # type: ignore[union-attr]
     return known[value]
 
 

@@ -61,10 +61,36 @@ def float_binary(lowering: Lowering, op: Op, args: list[Val]) -> Val:
     def compute(numbers: list[Number], element: str) -> Number:
         widths = s.widths_with(*numbers)
         b = Bits(lowering, widths)
+        if op.name == "arith.divf" and element == "f32" and widths and _has_fma(lowering) and isinstance(numbers[1], Uniform):
+            return result_of(_divide_by_uniform(lowering, b, numbers[0], numbers[1]), element, widths)
         texts = [s.vector_text(lowering.e, x, b.lanes) for x in numbers]
         return result_of(b.op(f"{_FLOAT[op.name]} {contract}".rstrip(), element, *texts), element, widths)
 
     return in_single(lowering, args, op.result.element, compute)
+
+
+def _has_fma(lowering: Lowering) -> bool:
+    return lowering.isa.name != "portable" or not lowering.isa.cpu.startswith("x86-64")
+
+
+def _divide_by_uniform(lowering: Lowering, b: Bits, x: Number, d: Uniform) -> str:
+    """Divide by one number for all lanes: multiply by its reciprocal and correct the remainder.
+
+    Several times the speed of a vector division. A divisor too small for its reciprocal is scaled, with the dividend, by a
+    power of two; where the remainder is not a number (infinities, a zero divisor) the product itself is right.
+    """
+    e, one = lowering.e, Bits(lowering, ())
+    small = one.op("fcmp olt", "f32", one.intrinsic("fabs", "f32", s.text(d)), 2.0**-64)
+    scale = one.select(small, "f32", 2.0**64, 1.0)
+    divisor = one.op("fmul", "f32", s.text(d), scale)
+    reciprocal = one.op("fdiv", "f32", 1.0, divisor)
+    spread = [s.vector_text(e, Uniform(t, "f32"), b.lanes) for t in (scale, divisor, reciprocal)]
+    dividend = b.op("fmul", "f32", s.vector_text(e, x, b.lanes), spread[0])
+    quotient = b.op("fmul", "f32", dividend, spread[2])
+    remainder = b.intrinsic("fma", "f32", b.op("fneg", "f32", quotient), spread[1], dividend)
+    corrected = b.intrinsic("fma", "f32", remainder, spread[2], quotient)
+    is_nan = b.op("fcmp uno", "f32", remainder, remainder)
+    return b.select(is_nan, "f32", quotient, corrected)
 
 
 @elementwise(*_MATH)
@@ -336,7 +362,7 @@ def extreme(lowering: Lowering, op: Op, args: list[Val]) -> Val:
 @elementwise("tt.clampf")
 def clamp(lowering: Lowering, op: Op, args: list[Val]) -> Val:
     """Limit to [low, high]; a NaN becomes `low` unless it is to be propagated."""
-    propagate = "all" in str(op.attrs.get("propagateNan", "none"))
+    propagate = "all" in str(op.attrs.get("propagate_nan", "none"))
     low_name, high_name = ("maximum", "minimum") if propagate else ("maxnum", "minnum")
 
     def compute(numbers: list[Number], element: str) -> Number:

@@ -35,7 +35,16 @@ def num_programs(lowering: Lowering, op: Op, args: list[Val]) -> Val:
     return Uniform(f"%np{op.attrs['axis']}", "i32", 1, True)
 
 
-@statement("scf.yield", "scf.condition", "tt.return", "tt.reduce.return", "tt.scan.return", "llvm.intr.assume", "gpu.barrier")
+@statement(
+    "scf.yield",
+    "scf.condition",
+    "tt.return",
+    "tt.reduce.return",
+    "tt.scan.return",
+    "llvm.intr.assume",
+    "gpu.barrier",
+    "ttg.barrier",
+)
 def nothing(lowering: Lowering, op: Op) -> None:
     """Terminators are read by what they end; hints and barriers inside a sequential program do nothing."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import masks
 from . import scalars as s
 from .analysis import _lane_by_lane
 from .buffers import Buffer, storage_type
@@ -126,7 +127,8 @@ def operand(lowering: Lowering, op: Op, value: Value, accumulator: str) -> Buffe
     def write(coords: Coords) -> None:
         lowering.store_chunk(buffer, coords, convert_float(lowering, as_number(lowering.eval(value, coords)), "f32"))
 
-    lowering.for_each_chunk(value.shape, lowering.natural_lane(value), write, cost=lowering.plan.cost(value))
+    natural, cost = lowering.natural_lane(value), lowering.plan.cost(value)
+    masks.versioned(lowering, [value], lambda: lowering.for_each_chunk(value.shape, natural, write, cost=cost))
     lowering.buffers[key] = buffer
     return buffer
 

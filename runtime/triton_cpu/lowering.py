@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from . import masks
 from . import scalars as s
 from .analysis import Plan
 from .buffers import Buffer, Scratch, storage_type, strides_for
@@ -58,6 +59,8 @@ class Lowering:
     """Copies of loop-carried tensors that another one takes over at the end of an iteration."""
     in_place: dict[Value, Value] = field(default_factory=dict)
     """Results that may be written over the buffer of a loop-carried value."""
+    assumed: frozenset[Value] = frozenset()
+    """Masks that hold everywhere in the nest being emitted."""
     sites: list[Site] = field(default_factory=list)
     op: Op | None = None
     """The statement being lowered, for error messages."""
@@ -68,6 +71,8 @@ class Lowering:
         """Return `value` at a chunk; the form has the chunk's lanes, or is uniform."""
         if not value.shape:
             return self.environment[value]
+        if value in self.assumed:
+            return s.constant(1, "i1")
         key = (value, coords)
         for scope in reversed(self.e.scopes):
             if key in scope:
@@ -347,7 +352,8 @@ class Lowering:
                 consecutive = False
             self.store_chunk(buffer, coords, x)
 
-        self.for_each_chunk(value.shape, self.natural_lane(value), write, cost=self.plan.cost(value))
+        lane, cost = self.natural_lane(value), self.plan.cost(value)
+        masks.versioned(self, [value], lambda: self.for_each_chunk(value.shape, lane, write, cost=cost))
         return consecutive and lanes > 1
 
     def natural_lane(self, value: Value) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from . import checks
+from . import checks, masks
 from . import scalars as s
 from .arithmetic import choose
 from .buffers import storage_type
@@ -208,7 +208,10 @@ def store(lowering: Lowering, op: Op) -> None:
         write_chunk(lowering, op, pointer, x, as_number(mask[0]) if mask else None, widths_of(coords))
 
     cost = sum(lowering.plan.cost(v) for v in op.operands)
-    lowering.for_each_chunk(target.shape, lane, write, cost=cost)
+    if not target.shape:
+        write(())
+        return
+    masks.versioned(lowering, op.operands, lambda: lowering.for_each_chunk(target.shape, lane, write, cost=cost))
 
 
 def write_chunk(lowering: Lowering, op: Op, pointer: Pointer, x: Val, mask: Number | None, widths: tuple[int, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from . import masks
 from . import scalars as s
 from .casts import as_number
 from .control import apply_region
@@ -98,8 +99,11 @@ def reduce(lowering: Lowering, op: Op) -> None:
             at[d] = Coord(loop.index, widths[d], step)
             descend(others, at)
 
-    with e.scope():
-        descend(outer, [Coord(0)] * len(shape))
+    def nest() -> None:
+        with e.scope():
+            descend(outer, [Coord(0)] * len(shape))
+
+    masks.versioned(lowering, operands, nest, [] if rest else op.results)
     for value in fused:
         lowering.buffers[value] = lowering.saving.pop(value)
     for output, value in zip(outputs, op.results, strict=True):
@@ -154,7 +158,7 @@ def _accumulate(lowering: Lowering, op: Op, chunks: list[list[Coord]], widths: l
 
 def _loop(lowering, op, chunks, partial, counts, width, read):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Emit the loop along the axis; return the partial results after it."""
-    e = lowering.e
+    e, commutes = lowering.e, identity(op) is not None
     lanes = math.prod(c.width for c in chunks[0]) * width
     kinds = [vector_type(LLVM_TYPES[v.element], lanes) for v in op.operands]
     carried = [
@@ -181,7 +185,11 @@ def _loop(lowering, op, chunks, partial, counts, width, read):  # type: ignore[n
         for chunk, chain in zip(chunks, wrapped(loop.phis), strict=True):
             for c, values in enumerate(chain):
                 base = loop.index if c == 0 else e.op(f"add i64 {loop.index}, {c * width}")
-                new = apply_region(lowering, op.body, [*values, *read(chunk, base)])
+                fresh = read(chunk, base)
+                # A function with a neutral element commutes. With the new element first, what maxnum does about a NaN
+                # does not lengthen the chain from one partial result to the next.
+                order = [*fresh, *values] if commutes else [*values, *fresh]
+                new = apply_region(lowering, op.body, order)
                 following.extend(lowering.lanes_text(x, lanes) for x in new)
         loop.next = following
     return wrapped(loop.results)
