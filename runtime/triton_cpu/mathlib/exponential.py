@@ -4,6 +4,8 @@ All split x into n * log_b(2) + r with an integer n, take a polynomial in r and 
 smallest normal number are flushed to zero: the compare comes before the scaling, since denormal arithmetic costs tens
 of times more.
 
+Accuracy: f32 within 0.9 ulp (1.3 on a CPU without fused multiply-add), f64 within 1.3.
+
 Coefficients: minimax fits of this project (Remez exchange in 200-bit arithmetic, then rounded).
 """
 

@@ -3,6 +3,9 @@
 x = 2**k * m with m in [sqrt(1/2), sqrt(2)), f = m - 1, and log(m) = f + f**2 * R(f). In f64 the series is that of
 2 * atanh(f / (2 + f)) instead. Zero gives -inf, a negative number NaN; denormal arguments are scaled up first.
 
+Accuracy: f32 within 0.9 ulp (log), 1.1 (log2) and 1.6 (log10), 0.2 more without fused multiply-add; f64 within 0.8, 1.1
+and 1.6.
+
 Coefficients: minimax fits of this project (Remez exchange in 200-bit arithmetic, then rounded).
 """
 

@@ -1,4 +1,7 @@
-"""Powers, roots and norms. In f32 they are computed in f64, in f64 by the C library."""
+"""Powers, roots and norms. In f32 they are computed in f64, in f64 by the C library.
+
+Accuracy: f32 within 0.51 ulp.
+"""
 
 from __future__ import annotations
 

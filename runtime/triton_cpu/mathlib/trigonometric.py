@@ -2,6 +2,9 @@
 
 The argument is reduced by pi/2 in two steps that are exact to 2**-50 up to `REDUCIBLE`; beyond it the C library is
 called.
+
+Accuracy: within 0.57 ulp; tan of large arguments 1.4, the C library's. In f64 sinpi and cospi call the C library.
+
 Coefficients: minimax fits of this project (Remez exchange in 200-bit arithmetic, then rounded).
 """
 
