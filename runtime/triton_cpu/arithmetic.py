@@ -115,9 +115,15 @@ def call_math(lowering: Lowering, name: str, numbers: list[Number], element: str
 def extern(lowering: Lowering, op: Op, args: list[Val]) -> Val:
     """A libdevice function, by its symbol."""
     try:
-        return libdevice.lower(lowering, op.attrs["symbol"], [as_number(x) for x in args], op.result.element)
+        entry = libdevice.lookup(op.attrs["symbol"])
     except UnsupportedError as error:
         raise UnsupportedError(error.what, op.line) from error
+    numbers = [as_number(x) for x in args]
+    widths = s.widths_with(*numbers)
+    lanes = math.prod(widths)
+    texts = [s.vector_text(lowering.e, x, lanes) for x in numbers]
+    text = mathlib.call(lowering.e, lowering.isa, entry.name, entry.element, lanes, texts)
+    return result_of(text, op.result.element, widths)
 
 
 @elementwise("arith.addi")
