@@ -43,6 +43,8 @@ class Plan:
         self.pinned: set[Value] = set()
         self.transposed: set[Op] = set()
         """Products that are computed transposed."""
+        self.grouped: set[Op] = set()
+        """Products by instructions that take several k at a time."""
         self.outside_uses = uses_by_region(function)
         self._costs: dict[Value, int] = {}
         self._ops = list(function.walk())

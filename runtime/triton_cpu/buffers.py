@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .emit import LLVM_TYPES, Emitter, Text
-from .values import BYTES
+from .values import BYTES, Uniform
 
 ALIGNMENT_BYTES = 64
 
@@ -27,6 +27,7 @@ class Buffer:
         strides: element strides, ints or i64 SSA names.
         element: TTIR element type.
         consecutive: every aligned chunk along the only dimension holds consecutive integers, so that its first one says all.
+        run: an i1 that says whether the whole tensor is consecutive integers, and the first of them.
     """
 
     pointer: Text
@@ -34,6 +35,7 @@ class Buffer:
     strides: list[int | Text]
     element: str
     consecutive: bool = False
+    run: tuple[Text, Uniform] | None = None
 
     @property
     def lane(self) -> int:
@@ -44,14 +46,14 @@ class Buffer:
         return len(self.shape) - 1
 
 
-def strides_for(shape: Sequence[int], lane: int) -> list[int | Text]:
-    """Strides of a dense layout in which dimension `lane` is innermost and the others keep their order."""
+def strides_for(shape: Sequence[int], lane: int, padding: int = 0) -> list[int | Text]:
+    """Strides of a layout in which dimension `lane` is innermost, then padded, and the others keep their order."""
     order = [d for d in range(len(shape)) if d != lane] + [lane]
     strides: list[int | Text] = [0] * len(shape)
     step = 1
     for d in reversed(order):
         strides[d] = step
-        step *= shape[d]
+        step *= shape[d] + (padding if d == lane else 0)
     return strides
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,15 +45,6 @@ def num_programs(lowering: Lowering, op: Op, args: list[Val]) -> Val:
 )
 def nothing(lowering: Lowering, op: Op) -> None:
     """Terminators are read by what they end; hints and barriers inside a sequential program do nothing."""
-
-
-@contextmanager
-def region(lowering: Lowering) -> Iterator[None]:
-    """Forget at the end what was materialised inside: it does not dominate what follows."""
-    saved = dict(lowering.buffers)
-    with lowering.scratch.frame(), lowering.e.scope():
-        yield
-    lowering.buffers = saved
 
 
 def hoist(lowering: Lowering, op: Op) -> None:
@@ -295,7 +284,7 @@ def for_loop(lowering: Lowering, op: Op) -> None:
         divisor = math.gcd(lower.known_divisor, step.known_divisor)
         lowering.environment[index] = Uniform(loop.index, index.element, divisor, lower.is_nonnegative)
         bind(lowering, carried, arguments, loop.phis)
-        with region(lowering):
+        with lowering.region():
             dot.find_in_place(lowering, carried, produced)
             lowering.block(body)
             loop.next = finish(lowering, carried, produced)
@@ -376,7 +365,7 @@ def branch(lowering: Lowering, op: Op) -> None:
     if condition.is_constant:
         chosen = 0 if int(condition.value) & 1 else 1
         if chosen < len(op.regions) and op.regions[chosen]:
-            with region(lowering):
+            with lowering.region():
                 values = _run(lowering, op.regions[chosen][0], op, buffers)
             lowering.environment.update(zip([r for r in op.results if not r.shape], values, strict=True))
         lowering.buffers.update(buffers)
@@ -386,7 +375,7 @@ def branch(lowering: Lowering, op: Op) -> None:
     outcomes: list[tuple[str, list[Val]]] = []
     for k, label in enumerate(labels):
         e.label(label)
-        with region(lowering):
+        with lowering.region():
             has_body = k < len(op.regions) and bool(op.regions[k])
             values = _run(lowering, op.regions[k][0], op, buffers) if has_body else []
             values = [_settled(lowering, x) for x in values]

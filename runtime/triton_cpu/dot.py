@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import masks
+from . import direct, masks
 from . import scalars as s
 from .analysis import _lane_by_lane
 from .buffers import Buffer, storage_type
@@ -13,14 +13,20 @@ from .emit import Text
 from .errors import UnsupportedError
 from .isa import Isa
 from .microkernel import Operand, emit_product
+from .microkernel_groups import Packing, pack, packing_of
 from .registry import materialiser
-from .values import Coord, Coords, Uniform, Vector
+from .values import BYTES, Coord, Coords, Uniform, Vector
 
 if TYPE_CHECKING:
     from .analysis import Plan
     from .control import Carried
     from .lowering import Lowering
     from .ttir import Function, Op, Value
+
+PADDED_ROW_BYTES = 512
+"""Packed rows from this length on get a cache line of padding, so that rows do not fall into the same cache sets."""
+
+_ACCUMULATORS = {"f16": "f32", "bf16": "f32", "f32": "f32", "f64": "f64", "i32": "i32"}
 
 
 def plan_dots(plan: Plan, function: Function, isa: Isa) -> None:
@@ -40,42 +46,49 @@ def plan_dots(plan: Plan, function: Function, isa: Isa) -> None:
         transposed = layout.lane(b) == rank - 2 and b.shape[rank - 2] > 1 and a.shape[m] >= isa.lanes
         if transposed and (outside or reads_rows):
             plan.transposed.add(op)
-            layout.decide(a, m)
-            layout.decide(op.result, m)
+            broadcast, vectors, lane, k_dim = b, a, m, rank - 2
         else:
-            layout.decide(b, n)
-            layout.decide(op.result, n)
+            broadcast, vectors, lane, k_dim = a, b, n, rank - 1
+        if _grouping(isa, op) is not None and rank == 2 and layout.natural(broadcast) == k_dim:
+            plan.grouped.add(op)
+            layout.decide(broadcast, k_dim)
+        else:
+            layout.decide(vectors, lane)
+        layout.decide(op.result, lane)
+
+
+def _grouping(isa: Isa, op: Op) -> Packing | None:
+    a, b = op.operands[:2]
+    if a.element != b.element or _ACCUMULATORS.get(op.result.element) != {"i8": "i32", "bf16": "f32"}.get(a.element):
+        return None
+    return packing_of(isa, a.element, a.shape[-1])
+
+
+def _roles(lowering: Lowering, op: Op) -> tuple[Value, Value]:
+    """(the operand whose elements are broadcast, the one that is read as vectors)."""
+    a, b = op.operands[:2]
+    return (b, a) if op in lowering.plan.transposed else (a, b)
 
 
 @materialiser("tt.dot")
 def product(lowering: Lowering, op: Op) -> None:
     """C + A @ B, batched over a leading dimension."""
-    result = op.result
-    a, b, c = op.operands[:3]
-    rank = len(result.shape)
-    transposed = op in lowering.plan.transposed
-    accumulator = {"f16": "f32", "bf16": "f32", "f32": "f32", "f64": "f64", "i32": "i32"}.get(result.element)
+    result, c = op.result, op.operands[2]
+    accumulator = _ACCUMULATORS.get(result.element)
     if accumulator is None:
         raise UnsupportedError(f"tl.dot with a result of {result.element}", op.line)
-    left, right = (operand(lowering, op, v, accumulator) for v in (a, b))
+    transposed = op in lowering.plan.transposed
+    broadcast, vectors = operands(lowering, op)
     lowering.prepare(c)
     replaced = lowering.in_place.get(result)
     if replaced is not None:
         buffer = lowering.buffers[replaced]
     else:
         buffer = lowering.new_buffer(result.shape, result.element, lowering.plan.layout.lane(result))
-    m, k = a.shape[-2:]
-    n = b.shape[-1]
+    rows, columns = result.shape[-2:][:: -1 if transposed else 1]
 
     def one(batch: tuple[Coord, ...]) -> None:
         at = [c.base for c in batch]
-        x, y = (_slice(lowering, v, at) for v in (left, right))
-        if transposed:
-            rows, columns = n, m
-            vectors = Operand(x.pointer, x.element, (x.strides[1], x.strides[0]))
-            broadcast = Operand(y.pointer, y.element, (y.strides[1], y.strides[0]))
-        else:
-            rows, columns, broadcast, vectors = m, n, x, y
 
         def coords(row: int | Text, column: int | Text, lanes: int) -> Coords:
             across = Coord(column, lanes, lanes)
@@ -94,9 +107,11 @@ def product(lowering: Lowering, op: Op) -> None:
                 value = convert_float(lowering, value, result.element)  # type: ignore[assignment]
             lowering.store_chunk(buffer, coords(row, column, lanes), value)
 
-        emit_product(lowering.e, lowering.isa, rows, columns, k, broadcast, vectors, accumulator, initial, store)
+        x, y = (_slice(lowering, v, at, transposed) for v in (broadcast, vectors))
+        k = op.operands[0].shape[-1]
+        emit_product(lowering.e, lowering.isa, rows, columns, k, x, y, accumulator, initial, store)
 
-    if rank == 2:
+    if len(result.shape) == 2:
         with lowering.e.scope():
             one(())
     else:
@@ -105,32 +120,137 @@ def product(lowering: Lowering, op: Op) -> None:
     lowering.buffers[result] = buffer
 
 
-def _slice(lowering: Lowering, x: Buffer, batch: list[int | Text]) -> Operand:
+def _slice(lowering: Lowering, x: Buffer | Operand, batch: list[int | Text], transposed: bool) -> Operand:
+    if isinstance(x, Operand):
+        return x
     offset = lowering.e.combine(*zip(x.strides, batch, strict=False))
     pointer = lowering.e.address(storage_type(x.element), x.pointer, offset)
-    return Operand(pointer, x.element, (x.strides[-2], x.strides[-1]))
+    last, first = x.strides[-1], x.strides[-2]
+    return Operand(pointer, x.element, (last, first) if transposed else (first, last))
 
 
-def operand(lowering: Lowering, op: Op, value: Value, accumulator: str) -> Buffer:
-    """An operand of a product in memory, 16-bit floats widened to fp32."""
+def operands(lowering: Lowering, op: Op) -> tuple[Buffer | Operand, Buffer | Operand]:
+    """The operands of a product in memory: (broadcast, vectors)."""
+    broadcast, vectors = _roles(lowering, op)
+    return operand(lowering, op, broadcast), operand(lowering, op, vectors)
+
+
+def operand(lowering: Lowering, op: Op, value: Value) -> Buffer | Operand:
+    """An operand in the form that its product wants; one that is already there is used again."""
     if value.element not in (*HALVES, "f32", "f64", "i8", "i16", "i32"):
         raise UnsupportedError(f"tl.dot on {value.element}", op.line)
-    if value.element not in HALVES:
-        return lowering.materialise(value)
-    key: Any = ("f32", value)
+    as_vectors = value is _roles(lowering, op)[1]
+    if op in lowering.plan.grouped:
+        packing = _grouping(lowering.isa, op)
+        assert packing is not None
+        if as_vectors:
+            return _grouped_vectors(lowering, op, value, packing)
+        return _converted(lowering, value, packing.element, as_vectors=False)
+    element = "f32" if value.element in HALVES else value.element
+    return _converted(lowering, value, element, as_vectors=as_vectors)
+
+
+def _converted(lowering: Lowering, value: Value, element: str, *, as_vectors: bool) -> Buffer:
+    """A tensor as a matrix of `element`: in memory where it can be read there, else copied into scratch."""
+    key: Any = value if element == value.element else (element, value)
     if key in lowering.buffers:
         return lowering.buffers[key]
-    lowering.prepare(value)
-    lane = lowering.plan.layout.lane(value)
-    buffer = lowering.new_buffer(value.shape, "f32", lane)
+    if element == value.element:
+        found = _read_directly(lowering, value, as_vectors)
+        if found is not None:
+            lowering.buffers[key] = found
+            return found
+    lowering.buffers[key] = _copied(lowering, value, element, as_vectors=as_vectors)
+    return lowering.buffers[key]
 
+
+def _copied(lowering: Lowering, value: Value, element: str, *, as_vectors: bool) -> Buffer:
+    lowering.prepare(value)
+    if element == value.element and value in lowering.buffers:
+        return lowering.buffers[value]
+    lane = lowering.plan.layout.lane(value)
+    padded = as_vectors and value.shape[lane] * BYTES[element] >= PADDED_ROW_BYTES
+    buffer = lowering.new_buffer(value.shape, element, lane, 64 // BYTES[element] if padded else 0)
+    _fill(lowering, value, buffer)
+    return buffer
+
+
+def _fill(lowering: Lowering, value: Value, buffer: Buffer) -> None:
     def write(coords: Coords) -> None:
-        lowering.store_chunk(buffer, coords, convert_float(lowering, as_number(lowering.eval(value, coords)), "f32"))
+        x = as_number(lowering.eval(value, coords))
+        lowering.store_chunk(buffer, coords, _as_element(lowering, x, buffer.element))
 
     natural, cost = lowering.natural_lane(value), lowering.plan.cost(value)
     masks.versioned(lowering, [value], lambda: lowering.for_each_chunk(value.shape, natural, write, cost=cost))
-    lowering.buffers[key] = buffer
-    return buffer
+
+
+def _as_element(lowering: Lowering, x: Any, element: str) -> Any:
+    if x.element == element:
+        return x
+    if element == "i16":
+        widths = s.widths_with(x)
+        source, target = lowering.kind(x.element, widths), lowering.kind(element, widths)
+        return lowering.emit(f"sext {source} {lowering.text(x, widths)} to {target}", element, widths)
+    return convert_float(lowering, x, element)
+
+
+def _read_directly(lowering: Lowering, value: Value, as_vectors: bool) -> Buffer | None:
+    found = direct.source(lowering, value)
+    if found is None:
+        return None
+    load, order = found
+    lane = lowering.plan.layout.lane(value)
+    if as_vectors and not direct.suits_vectors(lowering, load, order, lane):
+        return None
+    view = direct.in_memory(lowering, load, order)
+    if view is None:
+        return None
+    condition, held = view
+    if condition == "true":
+        return held
+    e = lowering.e
+    copy = lowering.new_buffer(value.shape, value.element, lane)
+    copying, done, before = e.fresh_label("copy"), e.fresh_label("read"), e.current
+    e.branch(condition, done, copying)
+    e.label(copying)
+    with lowering.region():
+        lowering.prepare(value)
+        _fill(lowering, value, copy)
+    last = e.current
+    e.jump(done)
+    e.label(done)
+
+    def either(kind: str, a: int | Text, b: int | Text) -> int | Text:
+        return a if a == b else e.op(f"phi {kind} [{a}, %{before}], [{b}, %{last}]")
+
+    pointer = either("ptr", held.pointer, copy.pointer)
+    strides = [either("i64", a, b) for a, b in zip(held.strides, copy.strides, strict=True)]
+    return Buffer(str(pointer), value.shape, strides, value.element)
+
+
+def _grouped_vectors(lowering: Lowering, op: Op, value: Value, packing: Packing) -> Operand:
+    if value in lowering.packed:
+        return lowering.packed[value]
+    transposed = op in lowering.plan.transposed
+    k, n = value.shape[:: -1 if transposed else 1]
+    lowering.prepare(value)
+    if lowering.natural_lane(value) != (0 if transposed else 1):
+        lowering.materialise(value)
+    target = lowering.scratch.take(lowering.e, packing.bytes(k, n), "i8")
+
+    def load(row: int | Text, column: int | Text, lanes: int) -> Text:
+        across = Coord(column, lanes, lanes)
+        coords = (across, Coord(row)) if transposed else (Coord(row), across)
+        return lowering.lanes_text(lowering.eval(value, coords), lanes)
+
+    filled: list[Operand] = []
+
+    def nest() -> None:
+        filled.append(pack(lowering.e, lowering.isa, packing, k, n, value.element, load, target))
+
+    masks.versioned(lowering, [value], nest)
+    lowering.packed[value] = filled[0]
+    return filled[0]
 
 
 def hoist_operands(lowering: Lowering, op: Op) -> None:
@@ -140,7 +260,7 @@ def hoist_operands(lowering: Lowering, op: Op) -> None:
             continue
         for value in inner.operands[:2]:
             if not _is_inside(value, op):
-                operand(lowering, inner, value, "f32")
+                operand(lowering, inner, value)
 
 
 def _is_inside(value: Value, op: Op) -> bool:

@@ -8,7 +8,8 @@ marks, and what only makes sense whole (`MATERIALISERS`), is computed into a `Bu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from . import masks
@@ -19,6 +20,7 @@ from .emit import LLVM_TYPES, Emitter, Text, vector_type
 from .errors import UnsupportedError
 from .generated import Site
 from .isa import Isa
+from .microkernel import Operand
 from .options import CPUOptions
 from .registry import ELEMENTWISE, EVALUATORS, MATERIALISERS, STATEMENTS
 from .ttir import Block, Op, Value
@@ -52,6 +54,8 @@ class Lowering:
     """Scalars (and, while a combine region is applied, its lanes)."""
     buffers: dict[object, Buffer] = field(default_factory=dict)
     """Materialised tensors by value; converted copies under other keys."""
+    packed: dict[Value, Operand] = field(default_factory=dict)
+    """Operands of products in the grouped form of their instruction."""
     inductions: dict[Value, Induction] = field(default_factory=dict)
     saving: dict[Value, Buffer] = field(default_factory=dict)
     """Values to store into a buffer when a chunk of them is evaluated in the nest being emitted."""
@@ -72,7 +76,7 @@ class Lowering:
         if not value.shape:
             return self.environment[value]
         if value in self.assumed:
-            return s.constant(1, "i1")
+            return self._assumed(value, coords)
         key = (value, coords)
         for scope in reversed(self.e.scopes):
             if key in scope:
@@ -97,6 +101,16 @@ class Lowering:
             self.store_chunk(self.saving[value], coords, result)
         self.e.scopes[-1][key] = result
         return result
+
+    def _assumed(self, value: Value, coords: Coords) -> Val:
+        """A mask that holds everywhere, or an index that is a run of consecutive integers."""
+        held = self.buffers.get(value)
+        if held is None or held.run is None:
+            return s.constant(1, "i1")
+        (at,), (_, first) = coords, held.run
+        base = s.add(self.e, first, index_as(self.e, at, value.element))
+        assert isinstance(base, Uniform)
+        return s.affine(base, (s.constant(1, value.element),), (at.width,)) if at.width > 1 else base
 
     def _eval_op(self, op: Op, value: Value, coords: Coords) -> Val:
         handler = EVALUATORS.get(op.name)
@@ -208,10 +222,12 @@ class Lowering:
 
     # -- buffers ------------------------------------------------------------------------------------------------------
 
-    def new_buffer(self, shape: tuple[int, ...], element: str, lane: int) -> Buffer:
-        """Reserve scratch for a dense tensor."""
-        pointer = self.scratch.take(self.e, math.prod(shape), element)
-        return Buffer(pointer, shape, strides_for(shape, lane) if shape else [], element)
+    def new_buffer(self, shape: tuple[int, ...], element: str, lane: int, padding: int = 0) -> Buffer:
+        """Reserve scratch for a tensor, with `padding` unused elements after each row of lanes."""
+        strides = strides_for(shape, lane, padding) if shape else []
+        rows = math.prod(shape) // shape[lane] if shape else 1
+        pointer = self.scratch.take(self.e, math.prod(shape) + rows * padding, element)
+        return Buffer(pointer, shape, strides, element)
 
     def element_address(self, buffer: Buffer, coords: Coords) -> Text:
         """Address of the first element of a chunk of a buffer."""
@@ -336,7 +352,27 @@ class Lowering:
         buffer = self.new_buffer(value.shape, value.element, lane)
         buffer.consecutive = self.fill(buffer, value) and value.element in ("i32", "i64") and len(value.shape) == 1
         self.buffers[value] = buffer
+        if op is not None and op.name in ("arith.remsi", "arith.remui") and len(value.shape) == 1:
+            buffer.run = self._run(value, op)
         return buffer
+
+    def _run(self, value: Value, op: Op) -> tuple[Text, Uniform] | None:
+        """For the remainder of consecutive indices: whether it wraps nowhere, and its first element.
+
+        Every wrap loses a whole divisor between the first and the last element, so these two show whether there is one.
+        """
+        source, divisor = op.operands
+        if self.plan.layout.strides(source) != (1,) or not masks.is_affine(self, source):
+            return None
+        if any(stride != 0 for stride in self.plan.layout.strides(divisor)):
+            return None
+        size = value.shape[0]
+        first, last = (self.load_chunk(self.buffers[value], (Coord(i),)) for i in (0, size - 1))
+        assert isinstance(first, Uniform)
+        assert isinstance(last, Uniform)
+        kind = LLVM_TYPES[value.element]
+        distance = self.e.op(f"sub {kind} {s.text(last)}, {s.text(first)}")
+        return self.e.op(f"icmp eq {kind} {distance}, {size - 1}"), first
 
     def fill(self, buffer: Buffer, value: Value) -> bool:
         """Emit the nest that writes all of `value` into `buffer`; return whether every chunk held consecutive integers."""
@@ -359,6 +395,14 @@ class Lowering:
     def natural_lane(self, value: Value) -> int:
         """The dimension along which a value is read best, whatever the layout of the buffer it goes to."""
         return self.buffers[value].lane if value in self.buffers else self.plan.layout.natural(value)
+
+    @contextmanager
+    def region(self) -> Iterator[None]:
+        """Forget at the end what was materialised inside: it does not dominate what follows."""
+        saved, packed = dict(self.buffers), dict(self.packed)
+        with self.scratch.frame(), self.e.scope():
+            yield
+        self.buffers, self.packed = saved, packed
 
     # -- statements ---------------------------------------------------------------------------------------------------
 
@@ -394,6 +438,18 @@ class Lowering:
         """Register a place that can report a fault; return its number."""
         self.sites.append(Site(kind, op.line, message))
         return len(self.sites) - 1
+
+
+def index_as(e: Emitter, at: Coord, element: str, start: int = 0) -> Uniform:
+    """The base of a coordinate plus `start` as an i32 or i64."""
+    if isinstance(at.base, int):
+        return s.constant(at.base + start, element)
+    base = at.base
+    if element != "i64":
+        base = s.memo(e, ("index", at.base, element), lambda: e.op(f"trunc i64 {at.base} to {LLVM_TYPES[element]}"))
+    total = s.add(e, Uniform(base, element, at.divisor, True), s.constant(start, element))
+    assert isinstance(total, Uniform)
+    return total
 
 
 def _is_dense(lane_strides: Sequence[tuple[int | Text, int]]) -> bool:

@@ -42,8 +42,8 @@ def vector_text(e: Emitter, x: Number, lanes: int) -> Text:
             return text(x)
         if x.is_constant:
             return f"splat ({kind} {text(x)})"
-        return _memo(e, ("splat", x, lanes), lambda: e.splat(text(x), kind, lanes))
-    return _memo(e, ("affine", x), lambda: _affine_text(e, x))
+        return memo(e, ("splat", x, lanes), lambda: e.splat(text(x), kind, lanes))
+    return memo(e, ("affine", x), lambda: _affine_text(e, x))
 
 
 def _affine_text(e: Emitter, x: Affine) -> Text:
@@ -66,7 +66,7 @@ def _affine_text(e: Emitter, x: Affine) -> Text:
     return total
 
 
-def _memo(e: Emitter, key: object, make: object) -> Text:
+def memo(e: Emitter, key: object, make: object) -> Text:
     for scope in reversed(e.scopes):
         if key in scope:
             return scope[key]  # type: ignore[no-any-return]
@@ -97,7 +97,7 @@ def _uniform_binary(e: Emitter, op: str, a: Uniform, b: Uniform) -> Uniform:
     nonnegative = op != "sub" and a.is_nonnegative and b.is_nonnegative
     kind = LLVM_TYPES[element]
     key = (op, a, b)
-    value = _memo(e, key, lambda: e.op(f"{op} {kind} {text(a)}, {text(b)}"))
+    value = memo(e, key, lambda: e.op(f"{op} {kind} {text(a)}, {text(b)}"))
     return Uniform(value, element, divisor, nonnegative)
 
 
@@ -146,7 +146,7 @@ def to_i64(e: Emitter, x: Number) -> Number:
         if isinstance(x.value, int):
             return constant(-(x.value & 1) if x.element == "i1" else x.value, "i64")
         kind = LLVM_TYPES[x.element]
-        value = _memo(e, ("sext", x), lambda: e.op(f"sext {kind} {x.value} to i64"))
+        value = memo(e, ("sext", x), lambda: e.op(f"sext {kind} {x.value} to i64"))
         return Uniform(value, "i64", x.divisor, x.nonnegative)
     if isinstance(x, Affine) and not _wraps(x):
         base = to_i64(e, x.base)
@@ -174,7 +174,7 @@ def absolute(e: Emitter, p: Pointer) -> Number:
     """Address of a pointer in bytes."""
     if p.base is None:
         return p.offset
-    base = Uniform(_memo(e, ("ptrtoint", p.base), lambda: e.op(f"ptrtoint ptr {p.base} to i64")), "i64")
+    base = Uniform(memo(e, ("ptrtoint", p.base), lambda: e.op(f"ptrtoint ptr {p.base} to i64")), "i64")
     return add(e, base, multiply(e, p.offset, constant(BYTES[p.pointee], "i64")))
 
 

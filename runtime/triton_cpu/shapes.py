@@ -10,6 +10,7 @@ from . import scalars as s
 from .arithmetic import choose
 from .emit import LLVM_TYPES
 from .errors import UnsupportedError
+from .lowering import index_as
 from .registry import evaluator, materialiser
 from .values import Affine, Coord, Coords, Number, Pointer, Uniform, Val, Vector, lanes_of, widths_of
 
@@ -44,18 +45,8 @@ def make_range(lowering: Lowering, op: Op, value: Value, coords: Coords) -> Val:
     """start, start + 1, ..."""
     (at,) = coords
     start = int(op.attrs["start"])
-    base = index_as_i32(lowering, at, start)
+    base = index_as(lowering.e, at, "i32", start)
     return s.affine(base, (s.constant(1, "i32"),), (at.width,)) if at.width > 1 else base
-
-
-def index_as_i32(lowering: Lowering, at: Coord, start: int = 0) -> Uniform:
-    """The base of a coordinate plus `start` as an i32."""
-    if isinstance(at.base, int):
-        return s.constant(at.base + start, "i32")
-    narrow = s._memo(lowering.e, ("index", at.base), lambda: lowering.e.op(f"trunc i64 {at.base} to i32"))
-    total = s.add(lowering.e, Uniform(narrow, "i32", at.divisor, True), s.constant(start, "i32"))
-    assert isinstance(total, Uniform)
-    return total
 
 
 @evaluator("tt.expand_dims")
@@ -177,8 +168,8 @@ def _field(lowering: Lowering, linear: int | str, offset: int, low: int, size: i
     if size == 1:
         return 0
     e = lowering.e
-    shifted = linear if low == 0 else s._memo(e, ("lshr", linear, low), lambda: e.op(f"lshr i64 {linear}, {low}"))
-    field = s._memo(e, ("and", shifted, size), lambda: e.op(f"and i64 {shifted}, {size - 1}"))
+    shifted = linear if low == 0 else s.memo(e, ("lshr", linear, low), lambda: e.op(f"lshr i64 {linear}, {low}"))
+    field = s.memo(e, ("and", shifted, size), lambda: e.op(f"and i64 {shifted}, {size - 1}"))
     own = (offset >> low) & (size - 1)
     return field if own == 0 else e.op(f"or i64 {field}, {own}")
 
