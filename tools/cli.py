@@ -14,6 +14,7 @@ import click
 import graphwright
 
 COMMANDS = {
+    "bench": "graphwright.tools.bench:bench",
     "doctor": "graphwright.tools.doctor:doctor",
 }
 """Command name -> 'module:attribute' of its click command. Such a module imports torch only when the command runs."""
