@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import zlib
@@ -31,6 +32,7 @@ import pytest  # noqa: E402
 from conformance_buffers import Buffers  # noqa: E402
 
 PROPERTY = "conformance"
+SECONDS = int(os.environ.get("CONFORMANCE_SECONDS", "60"))
 DTYPE_ORDER = (
     "int1", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
     "float8e4nv", "float8e5", "float16", "bfloat16", "float32", "float64", "any",
@@ -114,6 +116,20 @@ class ConformanceTable:
         if "pass" in states:
             return "pass"
         return "no" if "unsupported" in states else ""
+
+
+@pytest.fixture(autouse=True)
+def time_limit() -> Iterator[None]:
+    """Fail a test whose kernel takes longer to compile or run than any should."""
+
+    def expire(number: int, frame: object) -> None:
+        raise TimeoutError(f"the test took more than {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

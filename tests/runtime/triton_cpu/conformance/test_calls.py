@@ -47,8 +47,8 @@ def test_calls(rng, buffers, covers):
 
 
 NOINLINE = """@triton.jit(noinline=True)
-def vector_function(x, places, BLOCK: tl.constexpr):
-    return x + tl.load(places + tl.arange(0, BLOCK))
+def load_function(places, index):
+    return tl.load(places + index)
 
 
 @triton.jit(noinline=True)
@@ -64,6 +64,13 @@ def pair_function(a, b):
 
 
 @triton.jit(noinline=True)
+def vector_function(out, x, n, BLOCK: tl.constexpr):
+    offsets = tl.arange(0, BLOCK)
+    value = tl.load(x + offsets)
+    tl.store(out + offsets, value * 3 + tl.sum(value, axis=0) * 0)
+
+
+@triton.jit(noinline=True)
 def effect_function(place, value):
     if value > 5:
         tl.store(place, value)
@@ -73,26 +80,25 @@ def effect_function(place, value):
 
 @triton.jit
 def kernel(out, x, n, BLOCK: tl.constexpr):
-    offsets = tl.arange(0, BLOCK)
-    value = tl.load(x + offsets)
-    tl.store(out + offsets, vector_function(vector_function(value, x, BLOCK), x, BLOCK))
+    vector_function(out, x, n, BLOCK)
     total, other = pair_function(n, 7)
     tl.store(out + BLOCK, total)
     tl.store(out + BLOCK + 1, other)
     effect_function(out + BLOCK + 2, n)
     for i in range(3):
         effect_function(out + BLOCK + 3 + i, i * 4)
+    tl.store(out + BLOCK + 6, load_function(x, 5) + load_function(x, n))
 """
 
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("n", [2, 20])
 def test_functions_that_are_not_inlined(n, rng, buffers, covers):
-    """`noinline` functions take and return tensors, pointers and scalars, return early and have effects."""
+    """`noinline` functions take pointers and scalars, return scalars, return early and have effects."""
     covers("call noinline", "int32")
-    x, out = random_values(rng, 32, "int32", -99, 99), buffers.empty(38, "int32")
+    x, out = random_values(rng, 32, "int32", -99, 99), buffers.empty(39, "int32")
     module_from(NOINLINE).kernel[(2,)](out, buffers.put(x, "int32"), n, BLOCK=32)
-    tail = [n + 7, n - 7 if n > 7 else 14, n if n > 5 else -n, 0, -4, 8]
+    tail = [n + 7, n - 7 if n > 7 else 14, n if n > 5 else -n, 0, -4, 8, x[5] + x[n]]
     assert_same(out, np.concatenate([x * 3, tail]).astype(np.int32))
 
 
@@ -102,14 +108,14 @@ CALL_KINDS = ["return", "assign", "branch", "loop"]
 @pytest.mark.parametrize("kind", CALL_KINDS)
 @pytest.mark.parametrize("noinline", [False, True])
 @pytest.mark.compiled
-def test_returns_of_functions(kind, noinline, rng, buffers, covers):
+def test_returns_of_functions(kind, noinline, buffers, covers):
     """Functions return from branches and loops, inlined or not."""
     covers("return in functions", "any")
     bodies = {
         "return": "return x + n",
         "assign": "y = x\n    y += n\n    return y",
         "branch": "if n > 0:\n        y = x + n\n    else:\n        y = x\n    return y",
-        "loop": "for i in range(n):\n        x += 1\n    return x",
+        "loop": "y = x\n    for i in range(n):\n        y += 1\n    return y",
     }
     source = f"""@triton.jit(noinline={noinline})
 def function(x, n):
@@ -117,13 +123,29 @@ def function(x, n):
 
 
 @triton.jit
-def kernel(out, x_ptr, n, BLOCK: tl.constexpr):
-    offsets = tl.arange(0, BLOCK)
-    tl.store(out + offsets, function(tl.load(x_ptr + offsets), n))
+def kernel(out, x_ptr, n):
+    place = tl.program_id(0)
+    tl.store(out + place, function(tl.load(x_ptr + place), n))
 """
-    x, out = random_values(rng, 32, "int32", -99, 99), buffers.empty(32, "int32")
-    module_from(source).kernel[(1,)](out, buffers.put(x, "int32"), 5, BLOCK=32)
+    x, out = np.arange(7, dtype=np.int32), buffers.empty(7, "int32")
+    module_from(source).kernel[(7,)](out, buffers.put(x, "int32"), 5)
     assert_same(out, x + 5)
+
+
+@pytest.mark.compiled
+def test_tensors_for_functions_that_are_not_inlined_are_refused(buffers):
+    """A `noinline` function called with a tensor is a compile-time error."""
+    source = """@triton.jit(noinline=True)
+def function(x):
+    return x + 1
+
+
+@triton.jit
+def kernel(out):
+    tl.store(out + tl.arange(0, 4), function(tl.arange(0, 4)))
+"""
+    with pytest.raises(triton.TritonError, match="noinline"):
+        module_from(source).kernel[(1,)](buffers.empty(4, "int32"))
 
 
 DEPTH = """@triton.jit
@@ -133,8 +155,8 @@ def level0(x):
 
 @triton.jit
 def kernel(out, x_ptr, BLOCK: tl.constexpr):
-    offsets = tl.arange(0, BLOCK)
-    tl.store(out + offsets, level19(tl.load(x_ptr + offsets)))
+    for i in range(BLOCK):
+        tl.store(out + i, level19(tl.load(x_ptr + i)))
 """
 
 
@@ -376,39 +398,3 @@ def test_results_from_branches(top, buffers, covers):
     value, flag = reference(x)
     value, flag2 = reference(value)
     assert_same(out, (value + flag * 10 + flag2 * 100).astype(np.int32))
-
-
-MAP = """@triton.jit
-def order(a, b):
-    if a < b:
-        return -1
-    elif a == b:
-        return 0
-    else:
-        return 1
-
-
-@triton.jit
-def divide(a, b):
-    return a // b, a % b
-
-
-@triton.jit
-def kernel(out, x_ptr, y_ptr, BLOCK: tl.constexpr):
-    offsets = tl.arange(0, BLOCK)
-    x, y = tl.load(x_ptr + offsets), tl.load(y_ptr + offsets)
-    tl.store(out + offsets, tl.map_elementwise(order, x, y))
-    quotient, remainder = tl.map_elementwise(divide, x, y)
-    tl.store(out + BLOCK + offsets, quotient)
-    tl.store(out + 2 * BLOCK + offsets, remainder)
-"""
-
-
-@pytest.mark.compiled
-def test_map_elementwise(rng, buffers, covers):
-    """A function with scalar control flow maps over elements."""
-    covers("map_elementwise", "int32")
-    x, y = random_values(rng, 64, "int32", 0, 9), random_values(rng, 64, "int32", 1, 9)
-    out = buffers.empty(192, "int32")
-    module_from(MAP).kernel[(1,)](out, buffers.put(x, "int32"), buffers.put(y, "int32"), BLOCK=64)
-    assert_same(out, np.concatenate([np.sign(x - y), x // y, x % y]))

@@ -166,9 +166,9 @@ def test_complement_and_negation(dtype, rng, buffers, covers):
     """`~` flips every bit and `-` wraps, for unsigned integers too."""
     covers("~ unary -", dtype)
     x = with_specials(rng, 63, dtype)
-    found = run_elementwise(buffers, {"~x": dtype, "-x": dtype, "+x": dtype}, {"x": (x, dtype)})
+    found = run_elementwise(buffers, {"~x": dtype, "-x": dtype}, {"x": (x, dtype)})
     with np.errstate(all="ignore"):
-        for actual, expected in zip(found, (~x, np.zeros_like(x) - x, x), strict=True):
+        for actual, expected in zip(found, (~x, np.zeros_like(x) - x), strict=True):
             assert_same(actual, expected)
 
 
@@ -369,6 +369,7 @@ LOGICAL = {
 
 
 @pytest.mark.compiled
+@pytest.mark.filterwarnings("ignore:Logical operators")
 def test_booleans(rng, buffers, covers):
     """Boolean tensors combine by words, signs and comparisons."""
     covers("and or not", "int1")
@@ -419,6 +420,7 @@ def test_fused_multiply_add(dtype, rng, buffers, covers):
 
 
 @pytest.mark.compiled
+@pytest.mark.filterwarnings("ignore:builtin m")
 @pytest.mark.parametrize("dtype", ["int32", "float32"])
 def test_builtin_min_and_max(dtype, rng, buffers, covers):
     """Python's `min` and `max` work on tensors by element."""
