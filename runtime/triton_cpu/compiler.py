@@ -121,13 +121,15 @@ def make_llir(module: Any, metadata: dict[str, Any], options: CPUOptions) -> str
     from .worker import complete_module
 
     target = isa.detect(options.isa)
-    generated = generate(str(module), target, options)
+    text = str(module)
+    generated = generate(text, target, options)
     metadata.update(
         name=generated.name,
         shared=0,
         arguments=list(generated.arguments),
         scratch_bytes=generated.scratch_bytes,
         sites=[asdict(site) for site in generated.sites],
+        makes_pointers="tt.int_to_ptr" in text,
     )
     triple, layout = jit.target_description(target)
     return complete_module(generated, ENTRY, triple=triple, layout=layout, vector_bits=target.vector_bits)

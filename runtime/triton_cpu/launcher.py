@@ -37,7 +37,7 @@ def make_launcher(source: Any, metadata: Any) -> Launch:
     reader = Reader(metadata.name, parameters, sites)
     launch: Launch
     if metadata.checked:
-        launch = CheckedLauncher(reader)
+        launch = CheckedLauncher(reader, extents_known=not metadata.makes_pointers)
     else:
         launch = launch_code().upstream([parameter.kind for parameter in parameters], reader)
     if is_flat(signature):
@@ -52,14 +52,14 @@ def make_launcher(source: Any, metadata: Any) -> Launch:
 class CheckedLauncher:
     """A launcher that tells the kernel which memory it may touch.
 
-    A raw address has no known extent: a launch that passes one for a pointer is not checked.
-
     Args:
         reader: reads the kernel's arguments.
+        extents_known: as in `run_checked`.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, *, extents_known: bool) -> None:
         self._reader = reader
+        self._extents_known = extents_known
 
     def __call__(
         self,
@@ -77,19 +77,23 @@ class CheckedLauncher:
         """Launch the kernel at the address `function`."""
         if enter_hook is not None:
             enter_hook(launch_metadata)
-        run_checked(self._reader, function, (x, y, z), arguments)
+        run_checked(self._reader, function, (x, y, z), arguments, extents_known=self._extents_known)
         if exit_hook is not None:
             exit_hook(launch_metadata)
 
 
-def run_checked(reader: Reader, entry: int, grid: Sequence[int], arguments: Sequence[Any]) -> None:
+def run_checked(reader: Reader, entry: int, grid: Sequence[int], arguments: Sequence[Any], *, extents_known: bool) -> None:
     """Run a kernel that was compiled for checking.
+
+    A raw address has no known extent: a launch that passes one for a pointer is not checked.
 
     Args:
         reader: reads the kernel's arguments.
         entry: address of the kernel's entry point.
         grid: number of programs in each direction.
         arguments: one per parameter of the reader.
+        extents_known: whether the kernel uses no memory but that of its arguments; it does when it makes pointers from
+            integers, and is then not checked.
 
     Raises:
         KernelFault: a device_assert failed, or an access lies outside the tensors among the arguments.
@@ -104,7 +108,7 @@ def run_checked(reader: Reader, entry: int, grid: Sequence[int], arguments: Sequ
         return
     bits = [reader(k, value) for k, value in enumerate(arguments)]
     slots = [b for b, parameter in zip(bits, parameters, strict=True) if parameter.element != "skip"]
-    extents = _extents(parameters, arguments)
+    extents = _extents(parameters, arguments) if extents_known else None
     record = FaultRecord()
     ranges = (ctypes.c_int64 * (2 * len(extents or ())))(*(x for e in extents or () for x in (e.begin, e.end)))
     if extents is not None:

@@ -149,9 +149,10 @@ def _bind(compiled: Any, grid: tuple[int, int, int], bound: dict[str, Any], give
         reader(k, value)
     kernel = load_kernel(compiled.kernel)
     if metadata.checked:
+        extents_known = not metadata.makes_pointers
 
         def run(*arguments: Any) -> None:
-            run_checked(reader, kernel.entry, grid, reader.merge(values, arguments))
+            run_checked(reader, kernel.entry, grid, reader.merge(values, arguments), extents_known=extents_known)
 
     else:
         kinds = [parameter.kind for parameter in parameters]
