@@ -7,7 +7,7 @@ import triton.language as tl
 from conformance_kernels import module_from
 from conformance_numbers import assert_error_ratio, assert_same, random_values
 
-pytestmark = pytest.mark.compiled
+pytestmark = [pytest.mark.compiled, pytest.mark.filterwarnings("ignore:tl.make_block_ptr is deprecated")]
 
 
 SOURCE = """@triton.jit

@@ -29,7 +29,7 @@ UNARY = {
     "nearbyint": (wide(np.rint), -99, 99, 0, 0),
     "sqrt": (wide(np.sqrt), 0, 99, 1, 1),
     "rsqrt": (lambda x: 1 / np.sqrt(x.astype(np.longdouble)), 0.01, 99, 2, 2),
-    "cbrt": (wide(np.cbrt), -99, 99, 2, 2),
+    "cbrt": (wide(np.cbrt), -99, 99, 2, 4),
     "exp": (wide(np.exp), -80, 80, 2, 2),
     "exp2": (wide(np.exp2), -80, 80, 2, 2),
     "exp10": (lambda x: np.longdouble(10) ** x.astype(np.longdouble), -30, 30, 4, 4),

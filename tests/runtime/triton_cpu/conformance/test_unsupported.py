@@ -1,0 +1,131 @@
+"""What the backend does not lower raises one clear error that names it, with the kernel's source line where known."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import triton
+import triton.language as tl
+from conformance_kernels import float8_supported, module_from
+
+pytestmark = pytest.mark.compiled
+
+
+def compile_error(kernel, *arguments, **constants):
+    """Launch a kernel that must not compile and return the backend's error."""
+    from graphwright.runtime.triton_cpu.errors import UnsupportedError
+
+    with pytest.raises((UnsupportedError, triton.TritonError)) as caught:
+        kernel[(1,)](*arguments, **constants)
+    error = caught.value
+    while error is not None and not isinstance(error, UnsupportedError):
+        error = error.__cause__ or error.__context__
+    assert error is not None, f"no UnsupportedError behind {caught.value!r}"
+    return error
+
+
+UNSUPPORTED = {
+    "inline assembly": (
+        """    y = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)
+    tl.store(out + i, y)""",
+        r"elementwise_inline_asm|inline_asm",
+    ),
+    "scaled dot": (
+        """    a = tl.full((32, 32), 1, tl.uint8)
+    b = tl.full((32, 32), 1, tl.uint8)
+    s = tl.full((32, 2), 127, tl.uint8)
+    tl.store(out + i, tl.sum(tl.dot_scaled(a, s, "e2m1", b, s, "e2m1"), axis=1).to(tl.int32))""",
+        "dot_scaled",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_operations(name, buffers, covers):
+    """The error names the operation and the line of the kernel's source."""
+    covers(name, "any", supported=False)
+    body, pattern = UNSUPPORTED[name]
+    module = module_from(f"@triton.jit\ndef kernel(out, N: tl.constexpr):\n    i = tl.arange(0, N)\n    x = i + 1\n{body}\n")
+    out = buffers.empty(32, "int32")
+    before = out.clone()
+    error = compile_error(module.kernel, out, N=32)
+    assert re.search(pattern, str(error)), str(error)
+    assert re.search(rf"{re.escape(module.__name__)}\.py:\d+", str(error)), str(error)
+    line = int(re.search(r"\.py:(\d+)", str(error))[1])
+    text = Path(module.__file__).read_text().splitlines()[line - 1]
+    assert re.search(r"inline_asm|dot_scaled|map_elementwise", text), text
+    assert (out == before).all()
+
+
+MAP = """@triton.jit
+def order(a, b):
+    if a < b:
+        return -1
+    elif a == b:
+        return 0
+    else:
+        return 1
+
+
+@triton.jit
+def kernel(out, x_ptr, y_ptr, BLOCK: tl.constexpr):
+    offsets = tl.arange(0, BLOCK)
+    x, y = tl.load(x_ptr + offsets), tl.load(y_ptr + offsets)
+    tl.store(out + offsets, tl.map_elementwise(order, x, y))
+"""
+
+
+def test_map_elementwise(buffers, covers):
+    """`map_elementwise` is refused by name, with the line that calls it."""
+    covers("map_elementwise", "any", supported=False)
+    module = module_from(MAP)
+    x = buffers.put(np.arange(16), "int32")
+    error = compile_error(module.kernel, buffers.empty(16, "int32"), x, x, BLOCK=16)
+    assert "map_elementwise" in str(error)
+    line = int(re.search(rf"{re.escape(module.__name__)}\.py:(\d+)", str(error))[1])
+    assert "map_elementwise" in Path(module.__file__).read_text().splitlines()[line - 1]
+
+
+def test_unknown_libdevice_functions(buffers, covers):
+    """A libdevice function without a counterpart is refused by its symbol, with the line that calls it."""
+    covers("libdevice.add_rd", "float32", supported=False)
+    module = module_from(
+        "@triton.jit\ndef kernel(out, x, N: tl.constexpr):\n    i = tl.arange(0, N)\n    value = tl.load(x + i)\n"
+        "    tl.store(out + i, libdevice.add_rd(value, value))\n"
+    )
+    error = compile_error(module.kernel, buffers.empty(16, "float32"), buffers.put(np.ones(16), "float32"), N=16)
+    assert "__nv_fadd_rd" in str(error)
+    assert re.search(r"\.py:\d+", str(error)), str(error)
+
+
+@pytest.mark.skipif(float8_supported(), reason="the backend declares float8 dtypes: see test_float8.py")
+@pytest.mark.parametrize("dtype", ["float8e4nv", "float8e5", "float8e4b15", "float8e4b8", "float8e5b16"])
+def test_float8(dtype, buffers, covers):
+    """Conversions to float8 are refused at compile time with the dtype's name."""
+    covers("cast to float8", dtype, supported=False)
+    module = module_from(
+        f"@triton.jit\ndef kernel(out, x, N: tl.constexpr):\n    i = tl.arange(0, N)\n"
+        f"    tl.store(out + i, tl.load(x + i).to(tl.{dtype}).to(tl.float32))\n"
+    )
+    short = dtype.replace("float8", "fp8")
+    with pytest.raises(triton.TritonError, match=f"{short}.*not supported|not supported.*{short}") as caught:
+        module.kernel[(1,)](buffers.empty(16, "float32"), buffers.put(np.ones(16), "float32"), N=16)
+    assert "at 4:" in str(caught.value) or "at 5:" in str(caught.value) or ".to(" in str(caught.value)
+
+
+def test_a_kernel_after_an_unsupported_one_works(buffers, covers):
+    """A refused kernel leaves the process usable."""
+    covers("errors", "any")
+    body, _ = UNSUPPORTED["inline assembly"]
+    bad = module_from(f"@triton.jit\ndef kernel(out, N: tl.constexpr):\n    i = tl.arange(0, N)\n    x = i + 2\n{body}\n").kernel
+    for _ in range(2):
+        compile_error(bad, buffers.empty(32, "int32"), N=32)
+        out = buffers.empty(32, "int32")
+        fine_kernel[(1,)](out, N=32)
+        assert out.tolist() == list(range(32))
+
+
+@triton.jit
+def fine_kernel(out, N: tl.constexpr):
+    tl.store(out + tl.arange(0, N), tl.arange(0, N))
