@@ -220,7 +220,7 @@ def _quantize(x: torch.Tensor, largest: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _pack(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    return (low & 15) | (high << 4)
+    return (low + 8) | (high << 4)
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _cache(heads: int, length: int, dim: int, bits: int) -> _Cache:
         integers, scale = _quantize(x, (1 << (bits - 1)) - 1)
         wide = integers.float() * scale[..., None]
         if bits == 4:
-            integers = _pack(integers[..., : dim // 2], integers[..., dim // 2 :])
+            integers = _pack(*integers.chunk(2, -1))
         parts.append((integers, scale, wide))
     (k, k_scale, wide_k), (v, v_scale, wide_v) = parts
     return _Cache(k, k_scale, v, v_scale, wide_k, wide_v)
@@ -280,8 +280,7 @@ def _gemv(bits: int) -> Cases:
             x, weight = torch.randn(k), torch.randn(n, k)
             eight, eight_scale = _quantize(weight, 127)
             four, four_scale = _quantize(weight, 7)
-            groups = four.view(n, -1, 2, gemv.GROUP)
-            packed = _pack(groups[:, :, 0], groups[:, :, 1]).reshape(n, k // 2)
+            packed = _pack(*four.chunk(2, 1))
             wide = (eight * eight_scale[:, None]) if bits == 8 else (four * four_scale[:, None])
 
             def run_int8() -> torch.Tensor:

@@ -1,7 +1,9 @@
 """Attention of one query per head over a quantized cache of keys and values.
 
 The cache is symmetric: a key or value vector is `integers * scale`, with one float32 scale per token and head. Four-bit
-vectors are packed in halves: byte d holds element d in its low nibble and element d + head_dim / 2 in its high nibble.
+vectors are packed in halves: byte d holds element d, plus 8, in its low nibble and element d + head_dim / 2 in its high nibble.
+The byte is then 16 * high + low + 8, which the kernel multiplies as a whole: that leaves one operation for unpacking, the
+extraction of the low nibble, and none for its sign.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK_N = 64
+BLOCK_N = 128
 PROGRAMS_PER_THREAD = 4
 
 
@@ -51,10 +53,10 @@ def decode_int8_kernel(
         k = tl.load(p_k + o_kv, mask=m_n[:, None], other=0).to(tl.float32)
         scores = tl.sum(k * q[None, :], 1) * tl.load(p_k_scale + o_n, mask=m_n, other=0.0)
         scores = tl.where(m_n, scores, -1e30)
-        new = tl.maximum(largest, tl.max(scores))
+        new = tl.maximum(largest, tl.max(scores, 0))
         p = tl.exp2(scores - new)
         decay = tl.exp2(largest - new)
-        total = total * decay + tl.sum(p)
+        total = total * decay + tl.sum(p, 0)
         v = tl.load(p_v + o_kv, mask=m_n[:, None], other=0).to(tl.float32)
         weights = p * tl.load(p_v_scale + o_n, mask=m_n, other=0.0)
         acc = acc * decay + tl.sum(v * weights[:, None], 0)
@@ -85,8 +87,12 @@ def decode_int4_kernel(
     HALF: tl.constexpr = HEAD_DIM // 2
     i_split, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_d = tl.arange(0, HALF)
+    # With byte = 16 * high + nibble and nibble = low + 8, for each d:
+    # low * q_low + high * q_high = nibble * (q_low - q_high / 16) + byte * q_high / 16 - 8 * q_low
     q_low = tl.load(p_q + head * HEAD_DIM + o_d) * scale
-    q_high = tl.load(p_q + head * HEAD_DIM + HALF + o_d) * scale
+    q_byte = tl.load(p_q + head * HEAD_DIM + HALF + o_d) * (scale / 16)
+    q_nibble = q_low - q_byte
+    offset = 8 * tl.sum(q_low, 0)
     start = i_split * split_length
     stop = tl.minimum(start + split_length, length)
     p_k += head * length * HALF
@@ -94,30 +100,31 @@ def decode_int4_kernel(
     p_k_scale += head * length
     p_v_scale += head * length
     largest, total = -1e30, 0.0
-    acc_low = tl.zeros([HALF], tl.float32)
-    acc_high = tl.zeros([HALF], tl.float32)
+    acc_nibble = tl.zeros([HALF], tl.float32)
+    acc_byte = tl.zeros([HALF], tl.float32)
+    total_weight = 0.0
     for first in range(start, stop, BLOCK_N):
         o_n = first + tl.arange(0, BLOCK_N)
         m_n = o_n < stop
         o_kv = o_n[:, None] * HALF + o_d[None, :]
-        k = tl.load(p_k + o_kv, mask=m_n[:, None], other=0)
-        k_low, k_high = ((k << 4) >> 4).to(tl.float32), (k >> 4).to(tl.float32)
-        scores = tl.sum(k_low * q_low[None, :] + k_high * q_high[None, :], 1)
+        k = tl.load(p_k + o_kv, mask=m_n[:, None], other=0).to(tl.int32)
+        products = (k & 15).to(tl.float32) * q_nibble[None, :] + k.to(tl.float32) * q_byte[None, :]
+        scores = tl.sum(products, 1) - offset
         scores *= tl.load(p_k_scale + o_n, mask=m_n, other=0.0)
         scores = tl.where(m_n, scores, -1e30)
-        new = tl.maximum(largest, tl.max(scores))
+        new = tl.maximum(largest, tl.max(scores, 0))
         p = tl.exp2(scores - new)
         decay = tl.exp2(largest - new)
-        total = total * decay + tl.sum(p)
+        total = total * decay + tl.sum(p, 0)
         weights = p * tl.load(p_v_scale + o_n, mask=m_n, other=0.0)
-        v = tl.load(p_v + o_kv, mask=m_n[:, None], other=0)
-        v_low, v_high = ((v << 4) >> 4).to(tl.float32), (v >> 4).to(tl.float32)
-        acc_low = acc_low * decay + tl.sum(v_low * weights[:, None], 0)
-        acc_high = acc_high * decay + tl.sum(v_high * weights[:, None], 0)
+        total_weight = total_weight * decay + tl.sum(weights, 0)
+        v = tl.load(p_v + o_kv, mask=m_n[:, None], other=0).to(tl.int32)
+        acc_nibble = acc_nibble * decay + tl.sum((v & 15).to(tl.float32) * weights[:, None], 0)
+        acc_byte = acc_byte * decay + tl.sum(v.to(tl.float32) * weights[:, None], 0)
         largest = new
     part = head * tl.num_programs(0) + i_split
-    tl.store(p_acc + part * HEAD_DIM + o_d, acc_low)
-    tl.store(p_acc + part * HEAD_DIM + HALF + o_d, acc_high)
+    tl.store(p_acc + part * HEAD_DIM + o_d, acc_nibble - 8 * total_weight)
+    tl.store(p_acc + part * HEAD_DIM + HALF + o_d, (acc_byte - acc_nibble) / 16)
     tl.store(p_max + part, largest)
     tl.store(p_sum + part, total)
 

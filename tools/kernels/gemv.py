@@ -1,7 +1,7 @@
 """Product of a quantized weight matrix and a vector.
 
-Row n of the weights is `integers * scale[n]`. Four-bit rows are packed in halves of groups: byte j of a group of 2 * GROUP
-elements holds element j in its low nibble and element j + GROUP in its high nibble.
+Row n of the weights is `integers * scale[n]`. Four-bit rows are packed in halves: byte j of a row holds element j, plus 8, in
+its low nibble and element j + K / 2 in its high nibble. See `decode` for why.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import torch
 import triton
 import triton.language as tl
 
-GROUP = 64
 BLOCK_N = 16
 
 
@@ -25,15 +24,18 @@ def gemv_int8_kernel(p_x, p_weight, p_scale, p_out, K: tl.constexpr, BLOCK_N: tl
 
 
 @triton.jit
-def gemv_int4_kernel(p_x, p_weight, p_scale, p_out, K: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr):
+def gemv_int4_kernel(p_x, p_weight, p_scale, p_out, K: tl.constexpr, BLOCK_N: tl.constexpr):
     """BLOCK_N elements of weight[N, K] @ x[K], 4 bits per weight."""
+    HALF: tl.constexpr = K // 2
     o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_j = tl.arange(0, K // 2)
-    o_low = o_j // GROUP * (2 * GROUP) + o_j % GROUP
-    x_low, x_high = tl.load(p_x + o_low), tl.load(p_x + o_low + GROUP)
-    weight = tl.load(p_weight + o_n[:, None] * (K // 2) + o_j[None, :])
-    low, high = ((weight << 4) >> 4).to(tl.float32), (weight >> 4).to(tl.float32)
-    total = tl.sum(low * x_low[None, :] + high * x_high[None, :], 1)
+    o_k = tl.arange(0, HALF)
+    # With byte = 16 * high + nibble and nibble = low + 8, for each k:
+    # low * x_low + high * x_high = nibble * (x_low - x_high / 16) + byte * x_high / 16 - 8 * x_low
+    x_low, x_byte = tl.load(p_x + o_k), tl.load(p_x + HALF + o_k) * (1 / 16)
+    x_nibble = x_low - x_byte
+    byte = tl.load(p_weight + o_n[:, None] * HALF + o_k[None, :]).to(tl.int32)
+    products = (byte & 15).to(tl.float32) * x_nibble[None, :] + byte.to(tl.float32) * x_byte[None, :]
+    total = tl.sum(products, 1) - 8 * tl.sum(x_low, 0)
     tl.store(p_out + o_n, total * tl.load(p_scale + o_n))
 
 
@@ -58,7 +60,7 @@ def gemv_int4(weight: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> tor
     """Return (weight * scale[:, None]) @ x.
 
     Args:
-        weight: [N, K / 2], int8, two weights per byte; N a multiple of 16, K a power of two and at least 128.
+        weight: [N, K / 2], int8, two weights per byte; N a multiple of 16, K a power of two and at least 2.
         scale: [N], float32.
         x: [K], float32.
 
@@ -67,5 +69,5 @@ def gemv_int4(weight: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> tor
     """
     n, half = weight.shape
     out = torch.empty(n)
-    gemv_int4_kernel[(n // BLOCK_N,)](x, weight, scale, out, 2 * half, GROUP, BLOCK_N)
+    gemv_int4_kernel[(n // BLOCK_N,)](x, weight, scale, out, 2 * half, BLOCK_N)
     return out
