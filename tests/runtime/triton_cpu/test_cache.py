@@ -84,6 +84,7 @@ def test_second_process_does_not_compile(run_python):
     assert run_python(SCRIPT) == "0\n"
 
 
+@pytest.mark.slow
 def test_racing_processes_agree(python):
     """Processes that compile the same kernel at the same moment all get the right result, and leave a good entry."""
     import time
@@ -202,6 +203,7 @@ def test_disk_fills_up_between_files(folder, launch, monkeypatch):
     assert launch() == 0
 
 
+@pytest.mark.slow
 def test_full_file_system(run_python, tmp_path):
     """On a real file system without space, launches work from a temporary folder."""
     import subprocess

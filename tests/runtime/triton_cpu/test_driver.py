@@ -219,6 +219,19 @@ def test_autotuner_chooses_and_prepares():
     assert torch.equal(x, y)
 
 
+def test_asynchronous_compilation():
+    """Kernels can be compiled in threads ahead of their launch."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    x = torch.ones(512)
+    with ThreadPoolExecutor(3) as pool, triton.AsyncCompileMode(pool):
+        for block in (128, 256, 512):
+            double_kernel.warmup(torch.float32, BLOCK=block, grid=(1,))
+    for block in (128, 256, 512):
+        double_kernel[(512 // block,)](x, BLOCK=block)
+    assert bool((x == 8).all())
+
+
 def test_driver_answers_what_triton_asks():
     """The remaining questions of Triton to a driver have answers."""
     driver = CPUDriver()

@@ -166,16 +166,18 @@ def test_tensor_descriptors_are_opened(checked):
 
 def test_reinterpreted_tensor():
     """A tensor under another dtype is read as that dtype."""
-    x, y, z = (torch.ones(64, dtype=torch.int32) for _ in range(3))
-    x = x.view(torch.float32).fill_(2.0).view(torch.int32)
-    add_kernel[(1,)](triton.reinterpret(x, tl.float32), triton.reinterpret(x, tl.float32), z.view(torch.float32), 64, BLOCK=64)
-    assert z.view(torch.float32).tolist() == [4.0] * 64
+    x, z = torch.full((64,), 2.0).view(torch.int32), torch.zeros(64, dtype=torch.int32)
+    x, z = triton.reinterpret(x, tl.float32), triton.reinterpret(z, tl.float32)
+    add_kernel[(1,)](x, x, z, 64, BLOCK=64)
+    assert z.base.view(torch.float32).tolist() == [4.0] * 64
+    prepare(add_kernel, (1,), z, x, z, 64, BLOCK=64)()
+    assert z.base.view(torch.float32).tolist() == [6.0] * 64
 
 
 @pytest.mark.parametrize("grid", [(5,), (5, 3), (5, 3, 2), [5, 3, 2]])
 def test_grids(grid):
     """Grids of one to three directions run with the right program ids."""
-    shape = (tuple(grid) + (1, 1))[:3][::-1]
+    shape = (*grid, 1, 1)[:3][::-1]
     out = torch.zeros(shape, dtype=torch.int32)
     grid_kernel[grid](out)
     z, y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.int32) for n in shape), indexing="ij")
