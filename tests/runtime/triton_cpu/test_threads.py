@@ -198,6 +198,23 @@ def test_other_python_threads_run_during_a_launch(threads):
     assert len(ticks) > 5
 
 
+def test_without_a_pool_one_thread_does_the_work(run_python):
+    """Where torch brings no OpenMP that can be used, programs run on the calling thread."""
+    script = """import torch, triton, triton.language as tl
+from graphwright.runtime.triton_cpu import threads
+threads.thread_pool = lambda: threads.ThreadPool(0, 0)
+from graphwright.runtime.triton_cpu.launch_code import launch_code
+@triton.jit
+def kernel(x_ptr, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(x_ptr + offsets, tl.load(x_ptr + offsets) + 1)
+x = torch.zeros(1 << 16)
+kernel[(64,)](x, BLOCK=1024)
+print(launch_code().thread_count(), bool((x == 1).all()))
+"""
+    assert run_python(script) == "1 True\n"
+
+
 def test_forked_child_can_launch(run_python):
     """A child that was forked after the parent's threads were started runs kernels on its one thread."""
     script = """import os, sys, torch, triton, triton.language as tl
