@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import checks
@@ -11,7 +12,7 @@ from .emit import LLVM_TYPES, Text
 from .errors import UnsupportedError
 from .memory import address_of, first_offset
 from .registry import statement
-from .values import BYTES, Coords, Pointer, Uniform
+from .values import BYTES, Coords, Number, Pointer, Uniform
 
 if TYPE_CHECKING:
     from .lowering import Lowering
@@ -70,7 +71,7 @@ def compare_and_swap(lowering: Lowering, op: Op) -> None:
     _each(lowering, op, one)
 
 
-def _each(lowering, op, one):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _each(lowering: Lowering, op: Op, one: Callable[[Coords], Uniform]) -> None:
     """Run an operation for every element in order, keeping the results if they are used."""
     result = op.results[0] if op.results else None
     shape = op.operands[0].shape
@@ -93,16 +94,17 @@ def _each(lowering, op, one):  # type: ignore[no-untyped-def]  # noqa: ANN001, A
             lowering.store_chunk(output, coords, old)
 
     lowering.for_each_element(shape, body)
-    if output is not None:
+    if output is not None and result is not None:
         lowering.buffers[result] = output
 
 
-def _guarded(lowering, op, pointer, mask, run):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _guarded(lowering: Lowering, op: Op, pointer: Pointer, mask: Number | None, run: Callable[[Text], Text]) -> Uniform:
     """Run an atomic where `mask` holds; elsewhere the result is zero."""
     e, element = lowering.e, op.operands[1].element
     if lowering.options.checked:
         checks.check(lowering, op, "atomic", pointer, mask, ())
     address = address_of(lowering, pointer, first_offset(pointer.offset))
+    assert mask is None or isinstance(mask, Uniform)
     if mask is None or (mask.is_constant and int(mask.value) & 1):
         return Uniform(run(address), element)
     then, done, before = e.fresh_label("A"), e.fresh_label("N"), e.current

@@ -12,6 +12,7 @@ from . import scalars as s
 from .values import BYTES, Number, Pointer
 
 if TYPE_CHECKING:
+    from .generated import SiteKind
     from .lowering import Lowering
     from .ttir import Op
 
@@ -44,7 +45,7 @@ passed:
 }"""
 
 
-def check(lowering: Lowering, op: Op, kind: str, pointer: Pointer, mask: Number | None, widths: tuple[int, ...]) -> None:
+def check(lowering: Lowering, op: Op, kind: SiteKind, pointer: Pointer, mask: Number | None, widths: tuple[int, ...]) -> None:
     """Emit the test of one access; a failed one returns from the program."""
     e, lanes = lowering.e, math.prod(widths)
     e.declare("check_lanes", _CHECK_LANES)
@@ -72,7 +73,7 @@ def check(lowering: Lowering, op: Op, kind: str, pointer: Pointer, mask: Number 
     e.label(good)
 
 
-def site_of(lowering: Lowering, op: Op, kind: str, message: str = "") -> int:
+def site_of(lowering: Lowering, op: Op, kind: SiteKind, message: str = "") -> int:
     """Number of the operation's entry in the table of places that can report a fault; one an operation."""
     for number, site in enumerate(lowering.sites):
         if site.kind == kind and site.line == op.line and site.message == message:

@@ -10,11 +10,12 @@ from . import dot
 from . import scalars as s
 from .analysis import _lane_by_lane
 from .arithmetic import choose
+from .buffers import Buffer
 from .casts import as_number
 from .emit import LLVM_TYPES, Text
 from .lowering import Induction
 from .registry import ELEMENTWISE, elementwise, statement
-from .values import Coord, Coords, Pointer, Uniform, Val
+from .values import Coord, Pointer, Uniform, Val
 
 if TYPE_CHECKING:
     from .lowering import Lowering
@@ -154,11 +155,7 @@ def start(lowering: Lowering, carried: list[Carried]) -> list[tuple[str, Text]]:
             lane = lowering.plan.layout.lane(c.argument)
             buffer = lowering.new_buffer(c.argument.shape, c.argument.element, lane)
             lowering.prepare(c.initial)
-            lowering.for_each_chunk(
-                c.argument.shape,
-                lane,
-                lambda at, b=buffer, v=c.initial: lowering.store_chunk(b, at, lowering.eval(v, at)),
-            )
+            lowering.store_all(buffer, c.initial)
             lowering.buffers[c.argument] = buffer
             lowering.plan.layout.decide(c.argument, lane)
         elif c.kind == "step":
@@ -241,16 +238,16 @@ def _update_buffers(lowering: Lowering, pairs: list[tuple[Carried, Value]]) -> N
         buffer = lowering.buffers[c.argument]
         source = lowering.rotated.pop(y, None)
 
-        def write(at: Coords, y: Value = y, buffer=buffer, source=source) -> None:  # type: ignore[no-untyped-def]
-            lowering.store_chunk(buffer, at, lowering.load_chunk(source, at) if source else lowering.eval(y, at))
-
-        lowering.for_each_chunk(c.argument.shape, buffer.lane, write, cost=lowering.plan.cost(y))
+        if source is None:
+            lowering.store_all(buffer, y)
+        else:
+            lowering.copy_buffer(source, buffer)
 
 
 def _copy_out(lowering: Lowering, value: Value) -> None:
     old = lowering.buffers[value]
     copy = lowering.new_buffer(old.shape, old.element, old.lane)
-    lowering.for_each_chunk(old.shape, old.lane, lambda at: lowering.store_chunk(copy, at, lowering.load_chunk(old, at)))
+    lowering.copy_buffer(old, copy)
     lowering.rotated[value] = copy
 
 
@@ -280,7 +277,7 @@ def for_loop(lowering: Lowering, op: Op) -> None:
     kind = LLVM_TYPES[index.element]
     unsigned = bool(op.attrs.get("unsigned", False))
     bounds = [x.value for x in (lower, upper, step)]
-    with e.loop(*bounds, type=kind, carried=phis, unsigned=unsigned) as loop:  # type: ignore[arg-type, misc]
+    with e.loop(*bounds, type=kind, carried=phis, unsigned=unsigned) as loop:  # type: ignore[arg-type]
         divisor = math.gcd(lower.known_divisor, step.known_divisor)
         lowering.environment[index] = Uniform(loop.index, index.element, divisor, lower.is_nonnegative)
         bind(lowering, carried, arguments, loop.phis)
@@ -318,12 +315,7 @@ def while_loop(lowering: Lowering, op: Op) -> None:
         for result, value in zip(op.results, forwarded, strict=True):
             if result in kept:
                 lowering.prepare(value)
-                buffer = kept[result]
-                lowering.for_each_chunk(
-                    result.shape,
-                    buffer.lane,
-                    lambda c, b=buffer, v=value: lowering.store_chunk(b, c, lowering.eval(v, c)),
-                )
+                lowering.store_all(kept[result], value)
         for targets in (after.args, op.results):
             for target, value, result in zip(targets, forwarded, op.results, strict=True):
                 _alias(lowering, target, value, kept.get(result))
@@ -337,17 +329,17 @@ def while_loop(lowering: Lowering, op: Op) -> None:
         latch = e.current
         e.jump(head)
         lowering.buffers = saved
-    for k, ((kind, first), name, value) in enumerate(zip(phis, names, following, strict=True)):
-        e.lines[at + k] = f"  {name} = phi {kind} [{first}, %{entry}], [{value}, %{latch}]"
+    for k, ((kind, first), name, text) in enumerate(zip(phis, names, following, strict=True)):
+        e.lines[at + k] = f"  {name} = phi {kind} [{first}, %{entry}], [{text}, %{latch}]"
     e.label(done)
 
 
-def _alias(lowering: Lowering, target: Value, value: Value, buffer: object) -> None:
+def _alias(lowering: Lowering, target: Value, value: Value, buffer: Buffer | None) -> None:
     """Make `target` stand for `value`."""
     if not target.shape:
         lowering.environment[target] = lowering.environment[value]
     elif buffer is not None:
-        lowering.buffers[target] = buffer  # type: ignore[assignment]
+        lowering.buffers[target] = buffer
     elif value in lowering.buffers:
         lowering.buffers[target] = lowering.buffers[value]
         lowering.plan.layout.decide(target, lowering.buffers[value].lane)
@@ -368,7 +360,8 @@ def branch(lowering: Lowering, op: Op) -> None:
             with lowering.region():
                 values = _run(lowering, op.regions[chosen][0], op, buffers)
             lowering.environment.update(zip([r for r in op.results if not r.shape], values, strict=True))
-        lowering.buffers.update(buffers)
+        for r, buffer in buffers.items():
+            lowering.buffers[r] = buffer
         return
     labels, done = [e.fresh_label("then"), e.fresh_label("else")], e.fresh_label("end")
     e.branch(s.text(condition), *labels)
@@ -390,7 +383,8 @@ def branch(lowering: Lowering, op: Op) -> None:
         lowering.environment[r] = (
             Pointer(None, Uniform(phi, "i64"), str(r.type.pointee)) if r.type.is_pointer else Uniform(phi, r.element)
         )
-    lowering.buffers.update(buffers)
+    for r, buffer in buffers.items():
+        lowering.buffers[r] = buffer
 
 
 def _settled(lowering: Lowering, x: Val) -> Val:
@@ -406,7 +400,7 @@ def _plain(x: Val) -> Text:
     return s.text(number)
 
 
-def _run(lowering: Lowering, block: Block, op: Op, buffers: dict[Value, object]) -> list[Val]:
+def _run(lowering: Lowering, block: Block, op: Op, buffers: dict[Value, Buffer]) -> list[Val]:
     """Lower a branch; store the tensors it yields, return its scalars."""
     lowering.block(block)
     scalars: list[Val] = []
@@ -415,13 +409,7 @@ def _run(lowering: Lowering, block: Block, op: Op, buffers: dict[Value, object])
             scalars.append(lowering.environment[y])
             continue
         lowering.prepare(y)
-        buffer = buffers[r]
-        lowering.for_each_chunk(
-            r.shape,
-            buffer.lane,  # type: ignore[attr-defined]
-            lambda c, b=buffer, v=y: lowering.store_chunk(b, c, lowering.eval(v, c)),
-            cost=lowering.plan.cost(y),
-        )
+        lowering.store_all(buffers[r], y)
     return scalars
 
 

@@ -70,7 +70,7 @@ def in_memory(lowering: Lowering, load: Value, order: list[int]) -> tuple[Text, 
         strides: list[int | Text] = []
         for d, (size, known) in enumerate(zip(load.shape, steps, strict=True)):
             if size == 1 or (exact and isinstance(known, int)):
-                strides.append(int(known) if size > 1 else 0)  # type: ignore[arg-type]
+                strides.append(int(known) if size > 1 else 0)
                 continue
             step = _difference(lowering, pointer_value, d, 1, first)
             if step is None:
@@ -100,6 +100,4 @@ def _difference(lowering: Lowering, pointers: Value, d: int, at: int, first: Uni
     corner = _offset(lowering, pointers, *((at, 0) if d == 0 else (0, at)))
     if corner is None:
         return None
-    difference = s.add(lowering.e, corner[1], first, "sub")
-    assert isinstance(difference, Uniform)
-    return difference.value  # type: ignore[return-value]
+    return s.uniform_binary(lowering.e, "sub", corner[1], first).value  # type: ignore[return-value]

@@ -18,7 +18,7 @@ from .analysis import Plan
 from .buffers import Buffer, Scratch, storage_type, strides_for
 from .emit import LLVM_TYPES, Emitter, Text, vector_type
 from .errors import UnsupportedError
-from .generated import Site
+from .generated import Site, SiteKind
 from .isa import Isa
 from .microkernel import Operand
 from .options import CPUOptions
@@ -108,8 +108,7 @@ class Lowering:
         if held is None or held.run is None:
             return s.constant(1, "i1")
         (at,), (_, first) = coords, held.run
-        base = s.add(self.e, first, index_as(self.e, at, value.element))
-        assert isinstance(base, Uniform)
+        base = s.uniform_binary(self.e, "add", first, index_as(self.e, at, value.element))
         return s.affine(base, (s.constant(1, value.element),), (at.width,)) if at.width > 1 else base
 
     def _eval_op(self, op: Op, value: Value, coords: Coords) -> Val:
@@ -404,6 +403,15 @@ class Lowering:
             yield
         self.buffers, self.packed = saved, packed
 
+    def copy_buffer(self, source: Buffer, target: Buffer) -> None:
+        """Emit the nest that copies one buffer into another of the same shape."""
+        self.for_each_chunk(source.shape, source.lane, lambda at: self.store_chunk(target, at, self.load_chunk(source, at)))
+
+    def store_all(self, buffer: Buffer, value: Value) -> None:
+        """Emit the nest that copies a prepared tensor into a buffer."""
+        cost = self.plan.cost(value)
+        self.for_each_chunk(value.shape, buffer.lane, lambda at: self.store_chunk(buffer, at, self.eval(value, at)), cost=cost)
+
     # -- statements ---------------------------------------------------------------------------------------------------
 
     def block(self, block: Block) -> None:
@@ -434,7 +442,7 @@ class Lowering:
             if result in self.plan.pinned:
                 self.materialise(result)
 
-    def add_site(self, kind: str, op: Op, message: str = "") -> int:
+    def add_site(self, kind: SiteKind, op: Op, message: str = "") -> int:
         """Register a place that can report a fault; return its number."""
         self.sites.append(Site(kind, op.line, message))
         return len(self.sites) - 1
@@ -447,9 +455,7 @@ def index_as(e: Emitter, at: Coord, element: str, start: int = 0) -> Uniform:
     base = at.base
     if element != "i64":
         base = s.memo(e, ("index", at.base, element), lambda: e.op(f"trunc i64 {at.base} to {LLVM_TYPES[element]}"))
-    total = s.add(e, Uniform(base, element, at.divisor, True), s.constant(start, element))
-    assert isinstance(total, Uniform)
-    return total
+    return s.uniform_binary(e, "add", Uniform(base, element, at.divisor, True), s.constant(start, element))
 
 
 def _is_dense(lane_strides: Sequence[tuple[int | Text, int]]) -> bool:

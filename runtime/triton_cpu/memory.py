@@ -144,7 +144,7 @@ def _read_dense(
     if mask is None:
         return from_memory(lowering, e.op(f"load {vector}, ptr {address}, align {align}"), element, widths)
     e.declare("zeros", _ZEROS)
-    address = e.op(f"select i1 {s.text(mask)}, ptr {address}, ptr @zeros")
+    address = e.op(f"select i1 {s.vector_text(e, mask, 1)}, ptr {address}, ptr @zeros")
     result = from_memory(lowering, e.op(f"load {vector}, ptr {address}, align {align}"), element, widths)
     if other is None or (isinstance(other, Uniform) and other.value == 0 and str(other.value)[0] != "-"):
         return result
@@ -162,10 +162,10 @@ def _read_rows(
 ) -> Number:
     """A chunk over several dimensions whose innermost one is contiguous: a vector load for each row."""
     e, inner = lowering.e, widths[-1]
-    rows: list[Uniform] = [offset.base]
+    rows = [offset.base]
     for stride, width in zip(offset.strides[:-1], offset.widths[:-1], strict=True):
-        steps = [s.multiply(e, stride, s.constant(i, "i64")) for i in range(width)]
-        rows = [s.add(e, r, step) for r in rows for step in steps]  # type: ignore[misc]
+        steps = [s.uniform_binary(e, "mul", stride, s.constant(i, "i64")) for i in range(width)]
+        rows = [s.uniform_binary(e, "add", r, step) for r in rows for step in steps]
     texts = []
     for r, row in enumerate(rows):
         picks = list(range(r * inner, (r + 1) * inner))
@@ -177,8 +177,8 @@ def _read_rows(
             kind = "i1" if x.element == "i1" else storage_type(x.element)
             return Vector(e.shuffle(text, kind, math.prod(widths), picks), x.element, (inner,))
 
-        stride = (s.constant(BYTES[pointer.pointee] if pointer.base is None else 1, "i64"),)
-        at = Pointer(pointer.base, s.affine(row, stride, (inner,)), pointer.pointee)
+        step_size = s.constant(BYTES[pointer.pointee] if pointer.base is None else 1, "i64")
+        at = Pointer(pointer.base, s.affine(row, (step_size,), (inner,)), pointer.pointee)
         piece = _read_dense(
             lowering,
             at,

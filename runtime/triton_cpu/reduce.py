@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import masks
@@ -131,10 +132,7 @@ def _accumulate(lowering: Lowering, op: Op, chunks: list[list[Coord]], widths: l
     def read(chunk: list[Coord], base: int | Text) -> list[Val]:
         return [lowering.eval(v, at(chunk, base)) for v in op.operands]
 
-    if len(chunks) > 1 or width == 1:
-        chains = 1
-    else:
-        chains = min(PARALLEL_CHAINS, count)
+    chains = 1 if len(chunks) > 1 or width == 1 else min(PARALLEL_CHAINS, count)
     if count <= chains:
         partial = [[read(chunk, c * width) for c in range(count)] for chunk in chunks]
     else:
@@ -156,7 +154,15 @@ def _accumulate(lowering: Lowering, op: Op, chunks: list[list[Coord]], widths: l
     return results
 
 
-def _loop(lowering, op, chunks, partial, counts, width, read):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _loop(
+    lowering: Lowering,
+    op: Op,
+    chunks: list[list[Coord]],
+    partial: list[list[list[Val]]],
+    counts: range,
+    width: int,
+    read: Callable[[list[Coord], int | Text], list[Val]],
+) -> list[list[list[Val]]]:
     """Emit the loop along the axis; return the partial results after it."""
     e, commutes = lowering.e, identity(op) is not None
     lanes = math.prod(c.width for c in chunks[0]) * width
@@ -212,7 +218,8 @@ def _across_lanes(
     while width > 1:
         half = width // 2
         lanes = before * width * after
-        left, right = [], []
+        left: list[Val] = []
+        right: list[Val] = []
         for x, v in zip(values, op.operands, strict=True):
             text, kind = s.vector_text(lowering.e, as_number(x), lanes), LLVM_TYPES[v.element]
             for side, start in ((left, 0), (right, half)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .emit import LLVM_TYPES, Text, vector_type
@@ -66,16 +67,18 @@ def _affine_text(e: Emitter, x: Affine) -> Text:
     return total
 
 
-def memo(e: Emitter, key: object, make: object) -> Text:
+def memo(e: Emitter, key: object, make: Callable[[], Text]) -> Text:
+    """The operand that `make` emits, or emitted before where it is still known."""
     for scope in reversed(e.scopes):
         if key in scope:
             return scope[key]  # type: ignore[no-any-return]
-    result: Text = make()  # type: ignore[operator]
+    result = make()
     e.scopes[-1][key] = result
     return result
 
 
-def _uniform_binary(e: Emitter, op: str, a: Uniform, b: Uniform) -> Uniform:
+def uniform_binary(e: Emitter, op: str, a: Uniform, b: Uniform) -> Uniform:
+    """`op` ("add", "sub" or "mul") of two uniform integers."""
     element = a.element
     if isinstance(a.value, int) and isinstance(b.value, int):
         folded = {"add": a.value + b.value, "sub": a.value - b.value, "mul": a.value * b.value}[op]
@@ -104,7 +107,7 @@ def _uniform_binary(e: Emitter, op: str, a: Uniform, b: Uniform) -> Uniform:
 def add(e: Emitter, a: Number, b: Number, op: str = "add") -> Number:
     """Sum (or difference, `op` = "sub") of two integers, affine if both are."""
     if isinstance(a, Uniform) and isinstance(b, Uniform):
-        return _uniform_binary(e, op, a, b)
+        return uniform_binary(e, op, a, b)
     widths = widths_with(a, b)
     if isinstance(a, Vector) or isinstance(b, Vector):
         lanes = math.prod(widths)
@@ -113,8 +116,8 @@ def add(e: Emitter, a: Number, b: Number, op: str = "add") -> Number:
     zero = tuple(constant(0, a.element) for _ in widths)
     base_a, strides_a = (a, zero) if isinstance(a, Uniform) else (a.base, a.strides)
     base_b, strides_b = (b, zero) if isinstance(b, Uniform) else (b.base, b.strides)
-    strides = tuple(_uniform_binary(e, op, x, y) for x, y in zip(strides_a, strides_b, strict=True))
-    return affine(_uniform_binary(e, op, base_a, base_b), strides, widths)
+    strides = tuple(uniform_binary(e, op, x, y) for x, y in zip(strides_a, strides_b, strict=True))
+    return affine(uniform_binary(e, op, base_a, base_b), strides, widths)
 
 
 def affine(base: Uniform, strides: tuple[Uniform, ...], widths: tuple[int, ...]) -> Number:
@@ -127,11 +130,11 @@ def affine(base: Uniform, strides: tuple[Uniform, ...], widths: tuple[int, ...])
 def multiply(e: Emitter, a: Number, b: Number) -> Number:
     """Product of two integers, affine if one is affine and the other uniform."""
     if isinstance(a, Uniform) and isinstance(b, Uniform):
-        return _uniform_binary(e, "mul", a, b)
+        return uniform_binary(e, "mul", a, b)
     for x, y in ((a, b), (b, a)):
         if isinstance(x, Affine) and isinstance(y, Uniform):
-            strides = tuple(_uniform_binary(e, "mul", s, y) for s in x.strides)
-            return affine(_uniform_binary(e, "mul", x.base, y), strides, x.widths)
+            strides = tuple(uniform_binary(e, "mul", s, y) for s in x.strides)
+            return affine(uniform_binary(e, "mul", x.base, y), strides, x.widths)
     widths = widths_with(a, b)
     lanes = math.prod(widths)
     kind = vector_type(LLVM_TYPES[a.element], lanes)

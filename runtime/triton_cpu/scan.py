@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import scalars as s
 from .arithmetic import choose
+from .buffers import Buffer
 from .casts import as_number
 from .control import apply_region
 from .emit import LLVM_TYPES, Text, vector_type
@@ -47,7 +48,7 @@ def scan(lowering: Lowering, op: Op) -> None:
         lowering.buffers[r] = output
 
 
-def _along(lowering, op, at, widths, outputs, reverse):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _along(lowering: Lowering, op: Op, at: list[Coord], widths: list[int], outputs: list[Buffer], reverse: bool) -> None:
     """Scan the chunks along the axis one after the other, carrying the last element of each into the next."""
     e, axis = lowering.e, op.attrs["axis"]
     size, width = op.operands[0].shape[axis], widths[axis]

@@ -184,9 +184,10 @@ def _regroup(lowering: Lowering, x: Number, widths: tuple[int, ...]) -> Number:
             return s.affine(x.base, (flat,), widths)
         if flat is not None:
             strides = tuple(
-                s.multiply(lowering.e, flat, s.constant(math.prod(widths[i + 1 :]), x.element)) for i in range(len(widths))
+                s.uniform_binary(lowering.e, "mul", flat, s.constant(math.prod(widths[i + 1 :]), x.element))
+                for i in range(len(widths))
             )
-            return s.affine(x.base, strides, widths)  # type: ignore[arg-type]
+            return s.affine(x.base, strides, widths)
     return Vector(s.vector_text(lowering.e, x, math.prod(x.widths)), x.element, widths)
 
 
@@ -259,8 +260,7 @@ def split(lowering: Lowering, op: Op, value: Value, coords: Coords) -> Val:
         if isinstance(x, Uniform):
             return x
         if isinstance(x, Affine):
-            base = s.add(lowering.e, x.base, x.strides[-1]) if value.index else x.base
-            assert isinstance(base, Uniform)
+            base = s.uniform_binary(lowering.e, "add", x.base, x.strides[-1]) if value.index else x.base
             return s.affine(base, x.strides[:-1], widths)
         picks = [2 * lane + value.index for lane in range(lanes)]
         text = lowering.e.shuffle(x.text, LLVM_TYPES[x.element], 2 * lanes, picks)

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK_N = 16
+BLOCK_N = 64
 
 
 @triton.jit
@@ -43,7 +43,7 @@ def gemv_int8(weight: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> tor
     """Return (weight * scale[:, None]) @ x.
 
     Args:
-        weight: [N, K], int8; N a multiple of 16, K a power of two.
+        weight: [N, K], int8; N a multiple of 64, K a power of two.
         scale: [N], float32.
         x: [K], float32.
 
@@ -60,7 +60,7 @@ def gemv_int4(weight: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> tor
     """Return (weight * scale[:, None]) @ x.
 
     Args:
-        weight: [N, K / 2], int8, two weights per byte; N a multiple of 16, K a power of two and at least 2.
+        weight: [N, K / 2], int8, two weights per byte; N a multiple of 64, K a power of two and at least 2.
         scale: [N], float32.
         x: [K], float32.
 

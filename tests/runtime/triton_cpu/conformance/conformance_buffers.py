@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-
 from conformance_numbers import torch_dtype
 
 GUARD_BYTES = 256
@@ -38,9 +37,7 @@ class Buffers:
         self._guards.append((storage, start, stop, poison))
         return storage[start:stop].view(kind).view(shape)
 
-    def put(
-        self, values: torch.Tensor | np.ndarray, dtype: str, offset: int = 0, writable: bool = False
-    ) -> torch.Tensor:
+    def put(self, values: torch.Tensor | np.ndarray, dtype: str, offset: int = 0, writable: bool = False) -> torch.Tensor:
         """Return a guarded tensor that holds `values`, which kernels may change only where `writable`."""
         source = torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values
         if isinstance(values, np.ndarray):

@@ -15,7 +15,6 @@ from types import ModuleType
 
 import numpy as np
 import torch
-
 from conformance_buffers import Buffers
 from conformance_numbers import INTERPRETED
 

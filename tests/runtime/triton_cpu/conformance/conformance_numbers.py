@@ -180,9 +180,7 @@ def ulps(actual: np.ndarray, expected: np.ndarray, name: str) -> np.ndarray:
         return np.where(np.isnan(error), np.inf, error).astype(np.float64)
 
 
-def assert_ulps(
-    actual: torch.Tensor | np.ndarray, expected: np.ndarray, name: str, limit: float, flush: bool = False
-) -> None:
+def assert_ulps(actual: torch.Tensor | np.ndarray, expected: np.ndarray, name: str, limit: float, flush: bool = False) -> None:
     """Fail where an error exceeds `limit` units of the last place of the dtype.
 
     Args:

@@ -28,14 +28,13 @@ if "TRITON_CACHE_DIR" not in os.environ:
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-
 from conformance_buffers import Buffers  # noqa: E402
 
 PROPERTY = "conformance"
 SECONDS = int(os.environ.get("CONFORMANCE_SECONDS", "60"))
 DTYPE_ORDER = (
     "int1", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
-    "float8e4nv", "float8e5", "float16", "bfloat16", "float32", "float64", "any",
+    "float8e4nv", "float8e5", "float8e4b15", "float8e4b8", "float8e5b16", "float16", "bfloat16", "float32", "float64", "any",
 )  # fmt: skip
 
 
@@ -103,7 +102,7 @@ class ConformanceTable:
         ]
         for operation in sorted({name for name, _ in self.states}):
             cells = [self.cell(self.states.get((operation, dtype), set())) for dtype in dtypes]
-            lines.append(f"| {operation} | " + " | ".join(cells) + " |")
+            lines.append(f"| {operation.replace('|', chr(92) + '|')} | " + " | ".join(cells) + " |")
         return "\n".join(lines) + "\n"
 
     @staticmethod

@@ -21,7 +21,10 @@ CASES = (
     [(op, dtype) for op in ("add", "max", "min", "and", "or", "xor", "xchg") for dtype in WHOLE]
     + [("add", d) for d in ("float16", "bfloat16", "float32", "float64")]
     + [("max", "float32"), ("max", "float64"), ("min", "float32")]
-    + [pytest.param(*case, marks=pytest.mark.compiled) for case in (("min", "float64"), ("xchg", "float32"), ("xchg", "float64"))]
+    + [
+        pytest.param(*case, marks=pytest.mark.compiled)
+        for case in (("min", "float64"), ("xchg", "float32"), ("xchg", "float64"))
+    ]
 )
 FUNCTIONS = {
     "add": np.add,
@@ -82,9 +85,17 @@ def kernel(total, old, x, STEPS: tl.constexpr):
 def test_contention(op, dtype, rng, buffers, covers):
     """Programs that update one scalar lose no update."""
     covers(f"atomic_{op} contended", dtype)
-    x = random_values(rng, 967, dtype, -10, 10) if dtype not in ("uint32", "uint64") else random_values(rng, 967, dtype, 0, 1000)
+    x = (
+        random_values(rng, 967, dtype, -10, 10)
+        if dtype not in ("uint32", "uint64")
+        else random_values(rng, 967, dtype, 0, 1000)
+    )
     if op == "add" and "float" in dtype:
-        x = rng.integers(0, 2, 967).astype(np.float32) if dtype != "bfloat16" else np.where(np.arange(967) < 100, 1, 0).astype(np.float32)
+        x = (
+            rng.integers(0, 2, 967).astype(np.float32)
+            if dtype != "bfloat16"
+            else np.where(np.arange(967) < 100, 1, 0).astype(np.float32)
+        )
     start = {"add": 0, "max": 0, "min": 3, "xor": 5, "or": 0, "and": -1}[op]
     total = buffers.put(np.array([start]), dtype, writable=True)
     old = buffers.empty(967, dtype)

@@ -177,7 +177,8 @@ def test_a_second_process_uses_the_cache(tmp_path, covers):
     covers("cache", "any")
     script = tmp_path / "cached.py"
     script.write_text(
-        "import torch, triton, triton.language as tl\n\n@triton.jit\ndef kernel(out, x, N: tl.constexpr):\n    i = tl.arange(0, N)\n"
+        "import torch, triton, triton.language as tl\n\n@triton.jit\n"
+        "def kernel(out, x, N: tl.constexpr):\n    i = tl.arange(0, N)\n"
         "    tl.store(out + i, tl.exp(tl.load(x + i)))\n\nx = torch.linspace(-1, 1, 64)\nout = torch.empty(64)\n"
         "kernel[(1,)](out, x, N=64)\nassert torch.allclose(out, x.exp())\n"
     )

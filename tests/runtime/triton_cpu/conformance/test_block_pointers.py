@@ -60,7 +60,9 @@ def advance_kernel(out, x, y, m, n, k, BLOCK: tl.constexpr):
         total = tl.dot(a, b, total, input_precision="ieee")
         left = tl.advance(left, (0, BLOCK))
         right = tl.advance(right, (BLOCK, 0))
-    target = tl.make_block_ptr(out, (m, n), (n, 1), (tl.program_id(0) * BLOCK, tl.program_id(1) * BLOCK), (BLOCK, BLOCK), (1, 0))
+    target = tl.make_block_ptr(
+        out, (m, n), (n, 1), (tl.program_id(0) * BLOCK, tl.program_id(1) * BLOCK), (BLOCK, BLOCK), (1, 0)
+    )
     tl.store(target, total.to(out.dtype.element_ty), boundary_check=(0, 1))
 
 

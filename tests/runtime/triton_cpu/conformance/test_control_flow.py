@@ -93,7 +93,18 @@ def test_branches_on_pointers(choose, rng, buffers, covers):
     assert_same(out, np.concatenate([a, a] if choose else [b, b[::-1]]))
 
 
-CONDITIONS = ["p and q", "p or q", "not p", "p and not q", "a > 0 and b > 0 and a > b", "p | (b > 3)", "p & q", "a != b", "a", "p != q"]
+CONDITIONS = [
+    "p and q",
+    "p or q",
+    "not p",
+    "p and not q",
+    "a > 0 and b > 0 and a > b",
+    "p | (b > 3)",
+    "p & q",
+    "a != b",
+    "a",
+    "p != q",
+]
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -101,7 +112,17 @@ CONDITIONS = ["p and q", "p or q", "not p", "p and not q", "a > 0 and b > 0 and 
 def test_conditions(condition, a, b, buffers, covers):
     """Words and comparisons combine into conditions on scalars."""
     covers("conditions", "any")
-    source = f"@triton.jit\ndef kernel(out, x):\n    a = tl.load(x)\n    b = tl.load(x + 1)\n    p = a > 0\n    q = b > 0\n    if {condition}:\n        tl.store(out, 1)\n    else:\n        tl.store(out, 0)\n"
+    source = f"""@triton.jit
+def kernel(out, x):
+    a = tl.load(x)
+    b = tl.load(x + 1)
+    p = a > 0
+    q = b > 0
+    if {condition}:
+        tl.store(out, 1)
+    else:
+        tl.store(out, 0)
+"""
     x = buffers.put(np.array([a, b]), "int32")
     assert run_scalars(buffers, source, (x,)) == [int(bool(eval(condition, {"a": a, "b": b, "p": a > 0, "q": b > 0})))]
 
@@ -234,7 +255,13 @@ def kernel(out, bounds):
 def test_loops_beyond_32_bits(buffers, covers):
     """A loop over int64 bounds does not wrap at 32 bits."""
     covers("for", "int64")
-    source = "@triton.jit\ndef kernel(out, a, b):\n    total = a * 0\n    for i in range(a, b):\n        total += i\n    tl.store(out, total)\n"
+    source = """@triton.jit
+def kernel(out, a, b):
+    total = a * 0
+    for i in range(a, b):
+        total += i
+    tl.store(out, total)
+"""
     a = 2**33
     assert run_scalars(buffers, source, (a, a + 7), dtype="int64") == [sum(range(a, a + 7))]
 
@@ -307,7 +334,7 @@ def carried_pointers_kernel(out, x, n, stride, BLOCK: tl.constexpr):
     index = offsets
     scalar = x
     total = tl.zeros((BLOCK,), tl.int32)
-    for i in range(n):
+    for _ in range(n):
         total += tl.load(places) * 2 + tl.load(x + index) + tl.load(scalar)
         places += stride
         index = (index * 5 + 1) % 64
@@ -446,7 +473,14 @@ def test_static_range(rng, buffers, covers):
     assert out.tolist() == [x[::2].sum() + 12000, *(2**i * (2**i - 1) // 2 for i in range(5))]
 
 
-RANGE_OPTIONS = ["num_stages=3", "loop_unroll_factor=2", "flatten=True", "warp_specialize=False", "disallow_acc_multi_buffer=True", "disable_licm=True"]
+RANGE_OPTIONS = [
+    "num_stages=3",
+    "loop_unroll_factor=2",
+    "flatten=True",
+    "warp_specialize=False",
+    "disallow_acc_multi_buffer=True",
+    "disable_licm=True",
+]
 
 
 @pytest.mark.compiled
@@ -542,7 +576,13 @@ def test_persistent_programs(programs, rng, buffers, covers):
 @pytest.mark.compiled
 def test_types_that_change_in_a_loop_are_refused(buffers):
     """A name whose type differs between turns is a compile-time error that names it."""
-    source = "@triton.jit\ndef kernel(out, n):\n    value = 0\n    for i in range(n):\n        value = value + 0.5\n    tl.store(out, value)\n"
+    source = """@triton.jit
+def kernel(out, n):
+    value = 0
+    for i in range(n):
+        value = value + 0.5
+    tl.store(out, value)
+"""
     with pytest.raises(triton.TritonError, match="value"):
         run_scalars(buffers, source, (3,))
 

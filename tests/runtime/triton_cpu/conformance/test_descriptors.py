@@ -30,7 +30,9 @@ def test_descriptors(dtype, rows, columns, rng, buffers, covers):
     grid = (triton.cdiv(rows, 16), triton.cdiv(columns, 32))
     descriptor_kernel[grid](out, buffers.put(x, dtype), rows, columns, stride, M=16, N=32)
     expected = np.zeros_like(x)
-    expected[:, :columns] = round_to(x[:, :columns].astype(np.float64) + 1, dtype) if dtype == "bfloat16" else x[:, :columns] + x.dtype.type(1)
+    expected[:, :columns] = (
+        round_to(x[:, :columns].astype(np.float64) + 1, dtype) if dtype == "bfloat16" else x[:, :columns] + x.dtype.type(1)
+    )
     assert_same(out, expected)
 
 
@@ -50,7 +52,14 @@ def kernel(out, descriptor, M: tl.constexpr, N: tl.constexpr):
     assert_same(out, x * 2)
 
 
-REDUCTIONS = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
+REDUCTIONS = {
+    "add": np.add,
+    "min": np.minimum,
+    "max": np.maximum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
 
 
 @pytest.mark.parametrize("op", REDUCTIONS)

@@ -129,7 +129,13 @@ class Program:
                 shift = self.draw(st.integers(0, 7))
                 op = self.draw(st.sampled_from(("<<", ">>", "&", "|", "^")))
                 number = x.dtype.type(shift)
-                functions = {"<<": np.left_shift, ">>": np.right_shift, "&": np.bitwise_and, "|": np.bitwise_or, "^": np.bitwise_xor}
+                functions = {
+                    "<<": np.left_shift,
+                    ">>": np.right_shift,
+                    "&": np.bitwise_and,
+                    "|": np.bitwise_or,
+                    "^": np.bitwise_xor,
+                }
                 self.add(f"{a} {op} {shift}", functions[op](x, number), t)
             elif kind == "divide" and not is_float(t):
                 divisor = self.draw(st.integers(1, 9))
@@ -223,8 +229,16 @@ def test_random_reductions(data: st.DataObject) -> None:
         if kind == "cumsum":
             program.add(f"tl.cumsum({name}, {axis})", np.cumsum(value, axis=axis, dtype=value.dtype), dtype)
         else:
-            result = value.sum(axis=axis, keepdims=True, dtype=value.dtype) if kind == "sum" else getattr(np, kind)(value, axis=axis, keepdims=True)
-            program.add(f"tl.{kind}({name}, axis={axis}, keep_dims=True) + ({zero}).to(tl.{dtype})", np.broadcast_to(result, program.shape), dtype)
+            result = (
+                value.sum(axis=axis, keepdims=True, dtype=value.dtype)
+                if kind == "sum"
+                else getattr(np, kind)(value, axis=axis, keepdims=True)
+            )
+            program.add(
+                f"tl.{kind}({name}, axis={axis}, keep_dims=True) + ({zero}).to(tl.{dtype})",
+                np.broadcast_to(result, program.shape),
+                dtype,
+            )
     for _ in range(program.draw(st.integers(0, 3))):
         program.step()
     program.run()

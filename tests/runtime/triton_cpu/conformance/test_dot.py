@@ -30,7 +30,9 @@ PLACES = {
 
 def run_dot(buffers, x, y, dtype, out_dtype, body="result = tl.dot(x, y)", z=None, x_place="x", y_place="y", **options):
     """Multiply matrices that are stored row-major, or transposed, by a kernel body that sets `result`."""
-    kernel = module_from(SOURCE.format(x_place=PLACES[x_place], y_place=PLACES[y_place], body=body.replace("\n", "\n    "))).kernel
+    kernel = module_from(
+        SOURCE.format(x_place=PLACES[x_place], y_place=PLACES[y_place], body=body.replace("\n", "\n    "))
+    ).kernel
     out = buffers.empty((x.shape[0], y.shape[1]), out_dtype)
     a = buffers.put(x if x_place == "x" else np.ascontiguousarray(x.T), dtype)
     b = buffers.put(y if y_place == "y" else np.ascontiguousarray(y.T), dtype)
@@ -72,8 +74,14 @@ def test_integer_dot(m, n, k, rng, buffers, covers):
 def test_unsigned_integer_dot(rng, buffers, covers):
     """A product of int8 tiles takes an int32 accumulator."""
     covers("dot acc", "int8")
-    x, y, z = random_values(rng, (16, 32), "int8"), random_values(rng, (32, 16), "int8"), random_values(rng, (16, 16), "int32", -9999, 9999)
-    found = run_dot(buffers, x, y, "int8", "int32", "result = tl.dot(x, y, acc=tl.load(z_ptr + place), out_dtype=tl.int32)", z=z)
+    x, y, z = (
+        random_values(rng, (16, 32), "int8"),
+        random_values(rng, (32, 16), "int8"),
+        random_values(rng, (16, 16), "int32", -9999, 9999),
+    )
+    found = run_dot(
+        buffers, x, y, "int8", "int32", "result = tl.dot(x, y, acc=tl.load(z_ptr + place), out_dtype=tl.int32)", z=z
+    )
     assert_same(found, x.astype(np.int32) @ y.astype(np.int32) + z)
 
 
@@ -108,7 +116,10 @@ EPILOGUES = {
     "add columns": ("result = tl.dot(x, y) + tl.load(z_ptr + n)[None, :]", lambda p, z: p + z[:1]),
     "add equals": ("result = tl.load(z_ptr + place)\nresult += tl.dot(x, y)", lambda p, z: p + z),
     "scale": ("result = tl.dot(x, y) * 0.125 - 1.0", lambda p, z: p * 0.125 - 1),
-    "relu": ("result = tl.dot(x, y)\nresult = tl.where(result > 0, result, 0.01 * result)", lambda p, z: np.where(p > 0, p, 0.01 * p)),
+    "relu": (
+        "result = tl.dot(x, y)\nresult = tl.where(result > 0, result, 0.01 * result)",
+        lambda p, z: np.where(p > 0, p, 0.01 * p),
+    ),
     "softmax": (
         "t = tl.dot(x, y)\nt = t - tl.max(t, axis=1)[:, None]\ne = tl.exp(t)\nresult = e / tl.sum(e, axis=1)[:, None]",
         lambda p, z: softmax(p),
@@ -155,7 +166,16 @@ def test_prologues_and_epilogues(name, m, n, k, rng, buffers, covers):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("options", ["input_precision='tf32'", "input_precision='tf32x3'", "input_precision='ieee'", "allow_tf32=False", "max_num_imprecise_acc=0"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "input_precision='tf32'",
+        "input_precision='tf32x3'",
+        "input_precision='ieee'",
+        "allow_tf32=False",
+        "max_num_imprecise_acc=0",
+    ],
+)
 def test_precision_options(options, rng, buffers, covers):
     """Every precision option is accepted and is at least as accurate as it says."""
     covers("dot precision", "float32")
@@ -176,7 +196,9 @@ def test_nan_and_infinity_in_dot(rng, buffers, covers):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize(("m", "n", "k"), [(1, 16, 16), (16, 1, 16), (16, 16, 1), (2, 8, 4), (8, 8, 8), (4, 64, 256), (1, 128, 64)])
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(1, 16, 16), (16, 1, 16), (16, 16, 1), (2, 8, 4), (8, 8, 8), (4, 64, 256), (1, 128, 64)]
+)
 def test_small_dots(m, n, k, rng, buffers, covers):
     """Sides below 16 multiply too."""
     covers("dot small", "float32")
@@ -282,7 +304,8 @@ def test_matmul_strides(a_transposed, b_transposed, blocks, rng, buffers, covers
 
 @triton.jit
 def attention_kernel(
-    out, q_ptr, k_ptr, v_ptr, length, scale, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
+    out, q_ptr, k_ptr, v_ptr, length, scale,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     start = tl.program_id(0) * BLOCK_M
     base = tl.program_id(1) * length * D
@@ -312,7 +335,9 @@ def attention_kernel(
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("length", "d", "block_m", "block_n"), [(128, 64, 64, 32), (100, 16, 32, 32), (1, 32, 16, 16), (63, 64, 16, 64)])
+@pytest.mark.parametrize(
+    ("length", "d", "block_m", "block_n"), [(128, 64, 64, 32), (100, 16, 32, 32), (1, 32, 16, 16), (63, 64, 16, 64)]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_attention_kernel(dtype, length, d, block_m, block_n, causal, rng, buffers, covers):
     """A streaming attention with two chained products over a loop matches softmax attention."""
@@ -352,7 +377,9 @@ def test_packed_four_bit_weights(rng, buffers, covers):
     packed = ((weights[0::2] & 15) | ((weights[1::2] & 15) << 4)).astype(np.uint8).view(np.int8)
     x, scales = random_values(rng, (m, k), "float32"), random_values(rng, n, "float32")
     out = buffers.empty((m, n), "float32")
-    quantised_kernel[(1,)](out, buffers.put(x, "float32"), buffers.put(packed, "int8"), buffers.put(scales, "float32"), M=m, N=n, K=k)
+    quantised_kernel[(1,)](
+        out, buffers.put(x, "float32"), buffers.put(packed, "int8"), buffers.put(scales, "float32"), M=m, N=n, K=k
+    )
     assert_error_ratio(out, x.astype(np.float64) @ (weights * scales), 1e-5)
 
 

@@ -23,7 +23,11 @@ from conformance_numbers import (
 def test_negation_and_absolute_value(dtype, rng, buffers, covers):
     """`-x` and `abs` change only signs, wrap at the least integer and keep NaN and infinities."""
     covers("unary - abs", dtype)
-    x = with_specials(rng, 1000, dtype) if dtype not in ("uint8", "uint16", "uint32", "uint64") else random_values(rng, 1000, dtype)
+    x = (
+        with_specials(rng, 1000, dtype)
+        if dtype not in ("uint8", "uint16", "uint32", "uint64")
+        else random_values(rng, 1000, dtype)
+    )
     results = {"tl.abs(x)": dtype}
     if dtype in SIGNED + FLOATS:
         results["-x"] = dtype

@@ -104,7 +104,9 @@ def dot_kernel(out, x, y, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
     tl.store(out + m[:, None] * N + n[None, :], tl.dot(a, b))
 
 
-@pytest.mark.parametrize(("x_type", "y_type"), [("float8e4nv", "float8e4nv"), ("float8e5", "float8e5"), ("float8e4nv", "float8e5")])
+@pytest.mark.parametrize(
+    ("x_type", "y_type"), [("float8e4nv", "float8e4nv"), ("float8e5", "float8e5"), ("float8e4nv", "float8e5")]
+)
 def test_float8_dot(x_type, y_type, rng, buffers, covers):
     """A product of float8 accumulates in float32."""
     covers("dot", x_type, y_type)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.compiled
 def histogram_kernel(out, x, n, M: tl.constexpr, BINS: tl.constexpr, MASKED: tl.constexpr):
     offsets = tl.arange(0, M)
     value = tl.load(x + offsets)
-    if MASKED:
+    if MASKED:  # noqa: SIM108 - a branch of the language
         counts = tl.histogram(value, BINS, mask=offsets < n)
     else:
         counts = tl.histogram(value, BINS)
@@ -40,7 +40,10 @@ def gather_kernel(out, x, index, M: tl.constexpr, N: tl.constexpr, I: tl.constex
     tl.store(out + place, tl.gather(value, tl.load(index + place), AXIS))
 
 
-@pytest.mark.parametrize(("shape", "index_shape", "axis"), [((8, 16), (4, 16), 0), ((8, 16), (8, 64), 1), ((32, 4), (32, 4), 1), ((64, 2), (128, 2), 0)])
+@pytest.mark.parametrize(
+    ("shape", "index_shape", "axis"),
+    [((8, 16), (4, 16), 0), ((8, 16), (8, 64), 1), ((32, 4), (32, 4), 1), ((64, 2), (128, 2), 0)],
+)
 @pytest.mark.parametrize("dtype", ["float32", "int8", "float16"])
 def test_gather(shape, index_shape, axis, dtype, rng, buffers, covers):
     """`gather` picks elements along an axis of a tensor in registers."""

@@ -112,7 +112,12 @@ def test_ldexp_and_exponents(dtype, rng, buffers, covers):
     covers("libdevice.ldexp scalbn ilogb logb", dtype)
     x, n = random_values(rng, 63, dtype), random_values(rng, 63, "int32", -20, 20)
     x[x == 0] = 1
-    results = {"libdevice.ldexp(x, n)": dtype, "libdevice.scalbn(x, n)": dtype, "libdevice.ilogb(x)": "int32", "libdevice.logb(x)": dtype}
+    results = {
+        "libdevice.ldexp(x, n)": dtype,
+        "libdevice.scalbn(x, n)": dtype,
+        "libdevice.ilogb(x)": "int32",
+        "libdevice.logb(x)": dtype,
+    }
     found = run_elementwise(buffers, results, {"x": (x, dtype), "n": (n, "int32")})
     exponents = np.frexp(x)[1] - 1
     for actual, expected in zip(found, (np.ldexp(x, n), np.ldexp(x, n), exponents, exponents.astype(dtype)), strict=True):

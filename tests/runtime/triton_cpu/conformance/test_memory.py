@@ -446,11 +446,14 @@ TYPED = [("i8", -5, "int8"), ("u8", 250, "int32"), ("i16", -300, "int32"), ("u16
 @pytest.mark.parametrize(("annotation", "value", "out_dtype"), TYPED)
 def test_annotated_arguments(annotation, value, out_dtype, buffers, covers):
     """A scalar argument with a type annotation has that type whatever Python passes."""
-    covers("annotated arguments", annotation)
     names = {"fp": "float", "bf": "bfloat", "i": "int", "u": "uint"}
     prefix = annotation.rstrip("0123456789")
     full = names[prefix] + annotation[len(prefix) :]
-    kernel = module_from(f"@triton.jit\ndef kernel(out, value: tl.{full}):\n    tl.static_assert(value.dtype == tl.{full})\n    tl.store(out, value)\n").kernel
+    covers("annotated arguments", full)
+    kernel = module_from(
+        f"@triton.jit\ndef kernel(out, value: tl.{full}):\n"
+        f"    tl.static_assert(value.dtype == tl.{full})\n    tl.store(out, value)\n"
+    ).kernel
     out = buffers.empty(1, out_dtype)
     kernel[(1,)](out, value)
     assert out.item() == (np.float32(0.1).astype(np.float64) if annotation == "fp32" else value)

@@ -156,7 +156,9 @@ def test_overflow_is_found_in_debug_mode(op, a, b, buffers, covers):
 def test_static_assertions(buffers, covers):
     """A false `static_assert` is a compile-time error with its message."""
     covers("static_assert", "any")
-    kernel = module_from('@triton.jit\ndef kernel(out, N: tl.constexpr):\n    tl.static_assert(N > 3, "N is too small")\n').kernel
+    kernel = module_from(
+        '@triton.jit\ndef kernel(out, N: tl.constexpr):\n    tl.static_assert(N > 3, "N is too small")\n'
+    ).kernel
     kernel[(1,)](buffers.empty(1, "int32"), N=4)
     with pytest.raises(triton.TritonError, match="N is too small"):
         kernel[(1,)](buffers.empty(1, "int32"), N=2)
@@ -181,7 +183,9 @@ def test_lines_of_many_programs_stay_whole(buffers, capfd, covers):
     print_many_kernel[(32,)](buffers.put(np.arange(512), "int32"), N=16)
     flush()
     lines = [line for line in capfd.readouterr().out.splitlines() if line]
-    assert sorted(int(re.fullmatch(r"pid \(\d+, 0, 0\) idx \([ \d]+\) ?item ?:? *(\d+)", line)[1]) for line in lines) == list(range(512))
+    assert sorted(int(re.fullmatch(r"pid \(\d+, 0, 0\) idx \([ \d]+\) ?item ?:? *(\d+)", line)[1]) for line in lines) == list(
+        range(512)
+    )
 
 
 def test_printing_reaches_a_redirected_output(tmp_path, covers):
@@ -189,10 +193,9 @@ def test_printing_reaches_a_redirected_output(tmp_path, covers):
     covers("device_print", "any")
     script = tmp_path / "prints.py"
     script.write_text(
-        "import torch, triton, triton.language as tl\n\n@triton.jit\ndef kernel(x):\n    tl.device_print('seen', tl.load(x))\n\n"
+        "import torch, triton, triton.language as tl\n\n@triton.jit\n"
+        "def kernel(x):\n    tl.device_print('seen', tl.load(x))\n\n"
         "kernel[(2,)](torch.tensor([41], dtype=torch.int32))\n"
     )
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=100)
     assert len(re.findall(r"seen:? *41", result.stdout)) == 2
-
-

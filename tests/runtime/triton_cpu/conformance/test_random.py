@@ -39,8 +39,6 @@ def randint_rounds_kernel(out, seed, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + offsets, tl.randint(seed, offsets, n_rounds=ROUNDS))
 
 
-
-
 @pytest.mark.parametrize("seed", [0, 42, 124, 54, 2**32 - 1, 2**40 + 77, 0xFFFFFFFFFFFFFF])
 @pytest.mark.parametrize("n", [63, 1000])
 def test_randint(seed, n, buffers, covers):
@@ -115,7 +113,7 @@ def test_philox_of_64_bits(buffers, covers):
 @triton.jit
 def rand_kernel(out, seed, n, KIND: tl.constexpr, BLOCK: tl.constexpr):
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    if KIND == "rand":
+    if KIND == "rand":  # noqa: SIM108 - a branch of the language
         value = tl.rand(seed, offsets)
     else:
         value = tl.randn(seed, offsets)

@@ -22,9 +22,11 @@ def place_of(shape):
 @pytest.mark.parametrize("shape", [(2, 4, 2, 8), (2, 2, 4, 2, 4), (1, 2, 1, 2, 1, 4)])
 def test_higher_ranks(shape, rng, buffers, covers):
     """Tensors of rank four and more are loaded, broadcast and stored."""
-    covers("ranks", str(len(shape)))
+    covers(f"rank {len(shape)}", "int32")
     place = place_of(shape)
-    kernel = module_from(f"@triton.jit\ndef kernel(out, x):\n    tl.store(out + {place}, tl.load(x + {place}) * 3 - 1)\n").kernel
+    kernel = module_from(
+        f"@triton.jit\ndef kernel(out, x):\n    tl.store(out + {place}, tl.load(x + {place}) * 3 - 1)\n"
+    ).kernel
     x, out = random_values(rng, shape, "int32", -99, 99), buffers.empty(shape, "int32")
     kernel[(1,)](out, buffers.put(x, "int32"))
     assert_same(out, x * 3 - 1)
@@ -33,7 +35,7 @@ def test_higher_ranks(shape, rng, buffers, covers):
 @pytest.mark.parametrize("axes", [(3, 2, 1, 0), (0, 2, 1, 3), (1, 0, 3, 2), (2, 3, 0, 1)])
 def test_permute_rank_four(axes, rng, buffers, covers):
     """Tensors of rank four are permuted."""
-    covers("permute", "rank 4")
+    covers("permute of rank 4", "int32")
     shape = (2, 4, 8, 2)
     kernel = module_from(
         f"@triton.jit\ndef kernel(out, x):\n    value = tl.load(x + {place_of(shape)})\n"
@@ -48,11 +50,12 @@ def test_permute_rank_four(axes, rng, buffers, covers):
 @pytest.mark.parametrize("op", ["sum", "max"])
 def test_reduce_rank_four(axis, op, rng, buffers, covers):
     """Tensors of rank four are reduced."""
-    covers(op, "rank 4")
+    covers(f"{op} of rank 4", "int32")
     shape = (2, 4, 8, 2)
     out_shape = () if axis is None else tuple(n for k, n in enumerate(shape) if k != axis)
     kernel = module_from(
-        f"@triton.jit\ndef kernel(out, x):\n    value = tl.load(x + {place_of(shape)})\n    tl.store(out + {place_of(out_shape)}, tl.{op}(value, axis={axis}))\n"
+        f"@triton.jit\ndef kernel(out, x):\n    value = tl.load(x + {place_of(shape)})\n"
+        f"    tl.store(out + {place_of(out_shape)}, tl.{op}(value, axis={axis}))\n"
     ).kernel
     x, out = random_values(rng, shape, "int32", -99, 99), buffers.empty(out_shape, "int32")
     kernel[(1,)](out, buffers.put(x, "int32"))
@@ -68,7 +71,7 @@ def rank_five_kernel(out, x, N: tl.constexpr):
 
 def test_reshape_to_rank_five(rng, buffers, covers):
     """A vector becomes a tensor of rank five, is permuted and flattened."""
-    covers("reshape permute", "rank 5")
+    covers("permute of rank 5", "float32")
     x, out = random_values(rng, 128, "float32"), buffers.empty(128, "float32")
     rank_five_kernel[(1,)](out, buffers.put(x, "float32"), N=128)
     assert_same(out, x.reshape(2, 2, 2, 2, 8).transpose(4, 1, 3, 0, 2).reshape(-1))

@@ -75,7 +75,10 @@ def test_cumulative_sum_1d(dtype, reverse, rng, buffers, covers):
         assert_same(found, scanned(x.astype(total), 0, reverse, np.add))
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((8, 64), 0), ((8, 64), 1), ((64, 2), 0), ((1, 128), 0), ((128, 1), 1), ((4, 4, 8), 1), ((2, 8, 4), 2), ((4, 2, 2), 0)])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((8, 64), 0), ((8, 64), 1), ((64, 2), 0), ((1, 128), 0), ((128, 1), 1), ((4, 4, 8), 1), ((2, 8, 4), 2), ((4, 2, 2), 0)],
+)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dtype", ["int32", "float32"])
 def test_cumulative_sum_along_axes(shape, axis, reverse, dtype, rng, buffers, covers):

@@ -344,14 +344,18 @@ result = tl.squeeze(a, 0)"""
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 def test_ranks(rank, rng, buffers, covers):
     """Elementwise work runs on tensors of rank zero to three."""
-    covers("ranks", str(rank))
+    covers(f"rank {rank}", "int32")
     shape = (2, 8, 4)[:rank]
     size = int(np.prod(shape))
-    indices = [f"tl.arange(0, {n})[{', '.join(':' if k == axis else 'None' for k in range(rank))}]" for axis, n in enumerate(shape)]
+    indices = [
+        f"tl.arange(0, {n})[{', '.join(':' if k == axis else 'None' for k in range(rank))}]" for axis, n in enumerate(shape)
+    ]
     place = "0"
     for index, n in zip(indices, shape, strict=True):
         place = f"({place}) * {n} + {index}"
-    kernel = module_from(f"@triton.jit\ndef kernel(out, x):\n    tl.store(out + {place}, tl.load(x + {place}) * 3 - 1)\n").kernel
+    kernel = module_from(
+        f"@triton.jit\ndef kernel(out, x):\n    tl.store(out + {place}, tl.load(x + {place}) * 3 - 1)\n"
+    ).kernel
     x, out = random_values(rng, size, "int32", -100, 100), buffers.empty(size, "int32")
     kernel[(1,)](out, buffers.put(x, "int32"))
     assert_same(out, x * 3 - 1)

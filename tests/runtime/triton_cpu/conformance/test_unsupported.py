@@ -118,7 +118,9 @@ def test_a_kernel_after_an_unsupported_one_works(buffers, covers):
     """A refused kernel leaves the process usable."""
     covers("errors", "any")
     body, _ = UNSUPPORTED["inline assembly"]
-    bad = module_from(f"@triton.jit\ndef kernel(out, N: tl.constexpr):\n    i = tl.arange(0, N)\n    x = i + 2\n{body}\n").kernel
+    bad = module_from(
+        f"@triton.jit\ndef kernel(out, N: tl.constexpr):\n    i = tl.arange(0, N)\n    x = i + 2\n{body}\n"
+    ).kernel
     for _ in range(2):
         compile_error(bad, buffers.empty(32, "int32"), N=32)
         out = buffers.empty(32, "int32")
