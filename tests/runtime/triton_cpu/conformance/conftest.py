@@ -31,7 +31,7 @@ import pytest  # noqa: E402
 from conformance_buffers import Buffers  # noqa: E402
 
 PROPERTY = "conformance"
-SECONDS = int(os.environ.get("CONFORMANCE_SECONDS", "60"))
+SECONDS = int(os.environ.get("CONFORMANCE_SECONDS", "30"))
 DTYPE_ORDER = (
     "int1", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
     "float8e4nv", "float8e5", "float8e4b15", "float8e4b8", "float8e5b16", "float16", "bfloat16", "float32", "float64", "any",

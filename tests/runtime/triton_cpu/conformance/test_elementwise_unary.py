@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.special
 import triton
+import triton.language as tl
 from conformance_kernels import run_elementwise
 from conformance_numbers import (
     FLOATS,
@@ -208,3 +209,42 @@ def test_half_arithmetic_rounds_at_every_operation(dtype, rng, buffers, covers):
     separate, fused = round_to(round_to(wide * y, dtype) + wide, dtype), round_to(wide * y + wide, dtype)
     actual = as_numpy(found).astype(np.float64)
     assert_same(actual, np.where(actual == fused, fused, separate))
+
+
+@triton.jit
+def long_chain_kernel(out, x, STEPS: tl.constexpr, N: tl.constexpr):
+    place = tl.arange(0, N)
+    value = tl.load(x + place)
+    for _ in tl.static_range(STEPS):
+        value = value * 0.5 + 1.0
+    tl.store(out + place, value)
+
+
+@pytest.mark.parametrize("steps", [50, 200, 1000])
+def test_long_chains(steps, rng, buffers, covers):
+    """A thousand operations in a row compile."""
+    covers("chains", "float32")
+    x, out = random_values(rng, 64, "float32"), buffers.empty(64, "float32")
+    long_chain_kernel[(1,)](out, buffers.put(x, "float32"), STEPS=steps, N=64)
+    assert_ulps(out, x.astype(np.float64) * 0.5**steps + 2 - 2 * 0.5**steps, "float32", 2)
+
+
+@triton.jit
+def shared_chain_kernel(out, x, STEPS: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    place = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+    value = tl.load(x + place)
+    for _ in tl.static_range(STEPS):
+        value = value * value + value
+    tl.store(out + place, value)
+
+
+@pytest.mark.parametrize("steps", [4, 12, 30])
+def test_chains_that_use_values_twice(steps, rng, buffers, covers):
+    """The time to compile does not grow with the number of paths through a chain of matrices."""
+    covers("chains", "int32")
+    x, out = random_values(rng, (8, 8), "int32", -9, 9), buffers.empty((8, 8), "int32")
+    shared_chain_kernel[(1,)](out, buffers.put(x, "int32"), STEPS=steps, M=8, N=8)
+    with np.errstate(all="ignore"):
+        for _ in range(steps):
+            x = x * x + x
+    assert_same(out, x)

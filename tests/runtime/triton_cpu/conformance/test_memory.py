@@ -544,6 +544,29 @@ def test_non_contiguous_torch_views(rng, buffers, covers):
     assert torch.equal(out, x[3, 7:57])
 
 
+@triton.jit
+def half_kernel(out, x, BLOCK: tl.constexpr):
+    offsets = tl.arange(0, BLOCK)
+    tl.store(out + offsets, tl.load(x + offsets) >> 1)
+
+
+def test_reinterpreted_tensors(buffers, covers):
+    """`triton.reinterpret` gives a tensor another element type for a launch."""
+    covers("reinterpret", "uint32")
+    x, out = buffers.put(np.full(16, -2), "int32"), buffers.empty(16, "int32")
+    half_kernel[(1,)](triton.reinterpret(out, tl.uint32), triton.reinterpret(x, tl.uint32), BLOCK=16)
+    assert out.tolist() == [2**31 - 1] * 16
+
+
+@pytest.mark.parametrize("size", [4096, 65536])
+def test_large_blocks(size, rng, buffers, covers):
+    """Blocks of tens of thousands of elements load and store."""
+    covers("block sizes", "float32")
+    x, out = random_values(rng, size, "float32"), buffers.empty(size, "float32")
+    copy_kernel[(1,)](out, buffers.put(x, "float32"), size, BLOCK=size)
+    assert_same(out, x)
+
+
 def test_empty_tensors_and_large_grids(rng, buffers, covers):
     """A masked kernel over no elements runs, and thousands of programs all run."""
     covers("grids", "any")
