@@ -9,7 +9,7 @@ import torch
 from conformance_numbers import torch_dtype
 
 GUARD_BYTES = 256
-FLOAT_POISON = 0xFF  # NaN in every floating-point dtype
+FLOAT_POISON = 0xFF  # NaN in every floating-point dtype but float8e4b8 and float8e5b16, where it is the least number
 INTEGER_POISON = 0xA5
 
 

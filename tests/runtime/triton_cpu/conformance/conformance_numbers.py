@@ -14,12 +14,14 @@ INTEGERS = SIGNED + UNSIGNED
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 FLOATS = ("float16", "float32", "float64") if INTERPRETED else ("float16", "bfloat16", "float32", "float64")
 NUMBERS = INTEGERS + FLOATS
-FLOAT8 = ("float8e4nv", "float8e5")
+FLOAT8 = ("float8e4nv", "float8e5", "float8e4b8", "float8e5b16")
 
 # name: (bits of the significand, least exponent of a normal number, greatest finite number)
 FORMATS = {
     "float8e4nv": (4, -6, 448.0),
     "float8e5": (3, -14, 57344.0),
+    "float8e4b8": (4, -7, 240.0),
+    "float8e5b16": (3, -15, 57344.0),
     "float16": (11, -14, 65504.0),
     "bfloat16": (8, -126, float.fromhex("0x1.fep+127")),
     "float32": (24, -126, float.fromhex("0x1.fffffep+127")),
@@ -30,6 +32,8 @@ _TORCH = {
     "int1": torch.bool,
     "float8e4nv": torch.float8_e4m3fn,
     "float8e5": torch.float8_e5m2,
+    "float8e4b8": torch.float8_e4m3fnuz,
+    "float8e5b16": torch.float8_e5m2fnuz,
     "bfloat16": torch.bfloat16,
     **{name: getattr(torch, name) for name in NUMBERS},
 }
@@ -52,13 +56,16 @@ def is_float(name: str) -> bool:
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Return a tensor's values as NumPy: the same dtype, or float64 where NumPy has no such dtype."""
-    if tensor.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+    if tensor.dtype == torch.bfloat16 or tensor.dtype in (_TORCH[name] for name in FLOAT8):
         return tensor.to(torch.float64).numpy()
     return tensor.numpy()
 
 
 def round_to(values: np.ndarray, name: str) -> np.ndarray:
-    """Return values rounded once, to nearest even, to a floating-point dtype; the result is in float64."""
+    """Return values rounded once, to nearest even, to a floating-point dtype; the result is in float64.
+
+    What is too large for a float8 dtype becomes its greatest number, elsewhere infinity.
+    """
     significand, least, greatest = FORMATS[name]
     wide = np.asarray(values).astype(np.longdouble)
     with np.errstate(all="ignore"):
@@ -66,9 +73,9 @@ def round_to(values: np.ndarray, name: str) -> np.ndarray:
         unit = np.maximum(exponent - 1, least) - (significand - 1)
         rounded = np.ldexp(np.rint(np.ldexp(wide, -unit)), unit)
         over = np.abs(rounded) > np.longdouble(greatest)
-        limit = np.nan if name == "float8e4nv" else np.inf
-        rounded = np.where(over & np.isfinite(wide), np.copysign(np.longdouble(limit), wide), rounded)
-        return np.where(np.isfinite(wide), rounded, wide).astype(np.float64)
+        limit = greatest if name in FLOAT8 else np.inf
+        rounded = np.where(over | np.isinf(wide), np.copysign(np.longdouble(limit), wide), rounded)
+        return np.where(np.isnan(wide), wide, rounded).astype(np.float64)
 
 
 def random_values(

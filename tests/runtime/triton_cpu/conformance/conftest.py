@@ -155,3 +155,10 @@ def buffers() -> Iterator[Buffers]:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Return a random generator seeded by the test's name."""
     return np.random.default_rng(zlib.crc32(request.node.name.encode()))
+
+
+if INTERPRETED:
+
+    @pytest.fixture(autouse=True)
+    def cpu_driver() -> None:
+        """Select no driver, in place of the fixture of the folder above: the interpreter needs none."""
