@@ -1,16 +1,14 @@
-"""float8: copies, conversions, arithmetic and products, where the backend declares the dtypes."""
+"""float8: copies, conversions, arithmetic and products."""
 
 import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
-from conformance_kernels import float8_supported, module_from
+from conformance_kernels import module_from
 from conformance_numbers import FLOAT8, as_numpy, assert_error_ratio, assert_same, random_values, round_to, torch_dtype
 
-pytestmark = [
-    pytest.mark.compiled,
-]
+pytestmark = pytest.mark.compiled
 
 
 def copy(source, out, expression):
@@ -111,8 +109,8 @@ def to_torch(values, dtype):
 
 
 def assert_same_bytes(actual, expected):
-    """Fail unless two float8 tensors are equal byte by byte."""
-    found, wanted = actual.view(torch.uint8), expected.view(torch.uint8)
+    """Fail unless two float8 tensors are equal byte by byte, but for the sign of NaN."""
+    found, wanted = (torch.where(x.isnan(), 0xFF, x.view(torch.uint8)) for x in (actual, expected))
     where = torch.nonzero(found != wanted)[:5, 0]
     assert torch.equal(found, wanted), f"at {where.tolist()}: {found[where].tolist()} instead of {wanted[where].tolist()}"
 
@@ -133,7 +131,7 @@ def test_float8_narrows_at_ties(dtype, rng, buffers, covers):
     """Numbers of float32 and float64 beside the middle of two neighbours round to the nearer one, ties to even."""
     covers("cast to float8", dtype, "float32", "float64")
     codes = torch.arange(128, dtype=torch.uint8).view(torch_dtype(dtype)).to(torch.float64)
-    values = codes[torch.isfinite(codes)].numpy()
+    values = codes[~codes.isnan() & ~codes.isinf()].numpy()
     middles = (values[1:] + values[:-1]) / 2
     for wide, kind in [("float32", np.float32), ("float64", np.float64)]:
         at = middles.astype(kind)
@@ -152,7 +150,7 @@ def test_float8_truncates(dtype, wide, rng, buffers, covers):
     """`fp_downcast_rounding="rtz"` gives the largest float8 that is not larger in magnitude."""
     covers("cast rtz", dtype, wide)
     codes = torch.arange(128, dtype=torch.uint8).view(torch_dtype(dtype)).to(torch.float64)
-    values = np.sort(codes[torch.isfinite(codes)].numpy())
+    values = np.sort(codes[~codes.isnan() & ~codes.isinf()].numpy())
     near = np.concatenate([values, np.nextafter(values, 0), np.nextafter(values, np.inf), values * 1.07, [1e30]])
     x = np.concatenate([near, -near, rng.standard_normal(1000) * 30])
     x = torch.from_numpy(x).to(torch_dtype(wide))
