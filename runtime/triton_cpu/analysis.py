@@ -34,7 +34,7 @@ class Plan:
     """Decisions about a kernel.
 
     `planned` values are computed into a buffer before the nest that needs them; `pinned` ones at their operation, because
-    memory may change after it. Everything else is evaluated where it is used.
+    memory may change after it or the way back from a later nest would be long. Everything else is evaluated where it is used.
     """
 
     def __init__(self, function: Function) -> None:
@@ -85,10 +85,16 @@ class Plan:
             or (arithmetic and rank_one and len(consumers) > 1 and cost > 2)
             or (len(consumers) > 1 and cost > RECOMPUTE_LIMIT)
             or (outer and cost > RECOMPUTE_LIMIT)
-            or cost > 4 * MAX_DEPTH
-            or self._depth(value) > MAX_DEPTH
         ):
             self.planned.add(value)
+            self._costs.pop(value, None)
+        elif (
+            cost > 4 * MAX_DEPTH
+            or self._depth(value) > MAX_DEPTH
+            or (cost > 2 and any(u.name == "tt.reshape" for u in consumers))
+        ):
+            self.planned.add(value)
+            self.pinned.add(value)
             self._costs.pop(value, None)
 
     def _varies(self, value: Value) -> bool:
@@ -113,6 +119,9 @@ class Plan:
         self.pinned.update(op.result for op in volatile if op.result.shape)
         if not writes:
             return
+        for op in reversed(self._ops):
+            for result in op.results:
+                self._last_demand(result)
         for op in self._ops:
             if op.name != "tt.load" or not op.result.shape or op.result in self.pinned:
                 continue
@@ -131,7 +140,12 @@ class Plan:
         return found
 
     def _demand_at(self, value: Value, use: Op) -> int:
-        eager = not use.results or use.name in STATEMENTS or all(not r.shape for r in use.results)
+        eager = (
+            not use.results
+            or use.name in STATEMENTS
+            or use.name in MATERIALISERS
+            or all(not r.shape or r in self.pinned for r in use.results)
+        )
         last = use.position if eager else max(self._last_demand(r) for r in use.results)
         outer: Op | None = use
         while outer is not None and outer.block is not value.block:

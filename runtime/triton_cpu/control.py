@@ -226,22 +226,22 @@ def _update_buffers(lowering: Lowering, pairs: list[tuple[Carried, Value]]) -> N
         if lowering.buffers.get(y) is not lowering.buffers[c.argument]:
             pending.append((c, y))
     for c, y in pending:
-        others = arguments - {c.argument}
-        if (len(pending) > 1 and any(_reads_lazily(lowering, y, v) for v in others)) or (
-            y not in lowering.buffers and not _lane_by_lane(y, c.argument, {})
-        ):
-            lowering.materialise(y)
-        elif y in arguments:
-            # A rotation: another argument's old value must survive that argument's own update.
+        if y in arguments:
+            # A rotation: the old value of another argument must survive that argument's own update.
             _copy_out(lowering, y)
+        elif y not in lowering.buffers:
+            reads_others = _reads_lazily(lowering, y, arguments - {c.argument}, set())
+            if reads_others or not _lane_by_lane(y, c.argument, {}):
+                lowering.materialise(y)
     for c, y in pending:
         buffer = lowering.buffers[c.argument]
-        source = lowering.rotated.pop(y, None)
+        source = lowering.rotated.get(y)
 
         if source is None:
             lowering.store_all(buffer, y)
         else:
             lowering.copy_buffer(source, buffer)
+    lowering.rotated.clear()
 
 
 def _copy_out(lowering: Lowering, value: Value) -> None:
@@ -251,15 +251,16 @@ def _copy_out(lowering: Lowering, value: Value) -> None:
     lowering.rotated[value] = copy
 
 
-def _reads_lazily(lowering: Lowering, value: Value, target: Value) -> bool:
-    """Whether evaluating `value` now would read the buffer of `target`."""
-    if value is target:
+def _reads_lazily(lowering: Lowering, value: Value, targets: set[Value], seen: set[Value]) -> bool:
+    """Whether evaluating `value` now would read the buffer of one of `targets`."""
+    if value in targets:
         return True
-    if value in lowering.buffers:
+    if value in seen or value in lowering.buffers or not value.shape:
         return False
+    seen.add(value)
     if value in lowering.inductions:
-        return _reads_lazily(lowering, lowering.inductions[value].initial, target)
-    return value.op is not None and any(_reads_lazily(lowering, v, target) for v in value.op.operands)
+        return _reads_lazily(lowering, lowering.inductions[value].initial, targets, seen)
+    return value.op is not None and any(_reads_lazily(lowering, v, targets, seen) for v in value.op.operands)
 
 
 # -- operations --------------------------------------------------------------------------------------------------------

@@ -34,12 +34,14 @@ class Layout:
     def __init__(self) -> None:
         self.decided: dict[Value, int] = {}
         self._lanes: dict[Value, int] = {}
+        self._votes: dict[Value, int] = {}
         self._strides: dict[Value, tuple[Stride, ...]] = {}
 
     def decide(self, value: Value, lane: int) -> None:
         """Fix the lane dimension of a value."""
         self.decided[value] = lane
         self._lanes.clear()
+        self._votes.clear()
 
     def strides(self, value: Value, depth: int = 0) -> tuple[Stride, ...]:
         """Strides of an integer or pointer tensor, per dimension."""
@@ -48,8 +50,7 @@ class Layout:
         found = self._strides.get(value)
         if found is None:
             found = self._strides_of(value, depth) if depth <= _DEPTH else (IRREGULAR,) * len(value.shape)
-            if depth == 0:
-                self._strides[value] = found
+            self._strides[value] = found
         return found
 
     def _strides_of(self, value: Value, depth: int) -> tuple[Stride, ...]:
@@ -151,7 +152,10 @@ class Layout:
             return _LOAD
         if depth > _DEPTH or value.op.name in ("tt.broadcast", "tt.splat", "arith.constant"):
             return 0
-        return max((self._vote(v, depth + 1) for v in value.op.operands if v.shape == value.shape), default=0)
+        if value not in self._votes:
+            inputs = [v for v in value.op.operands if v.shape == value.shape]
+            self._votes[value] = max((self._vote(v, depth + 1) for v in inputs), default=0)
+        return self._votes[value]
 
 
 def _sum(x: Stride, y: Stride, sign: int) -> Stride:

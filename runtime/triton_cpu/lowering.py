@@ -438,6 +438,10 @@ class Lowering:
             return
         if op.name not in MATERIALISERS and op.name not in EVALUATORS and op.name not in ELEMENTWISE:
             raise UnsupportedError(f"{op.name} with result {op.results[0].type}", op.line)
+        if op.name in MATERIALISERS:
+            if op.results[0] not in self.buffers:
+                MATERIALISERS[op.name](self, op)
+            return
         for result in op.results:
             if result in self.plan.pinned:
                 self.materialise(result)
