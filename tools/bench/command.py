@@ -68,11 +68,12 @@ def bench(
                     continue
                 measurement = measure(name, case, threads, repeat or (QUICK_REPEAT if quick else 11))
                 measurements.append(measurement)
+                # Written every time, so that a run that is stopped leaves what it has measured.
+                if json_path is not None:
+                    json_path.write_text(json.dumps(to_json(measurements), indent=2) + "\n")
                 for row in rows(measurement, threads):
                     table.add_row(*row)
                 live.refresh()
-    if json_path is not None:
-        json_path.write_text(json.dumps(to_json(measurements), indent=2) + "\n")
     context.exit(1 if any(m.problem for m in measurements) else 0)
 
 

@@ -20,7 +20,7 @@ from .cases import Case, Rival
 SAMPLE_S = 4e-3
 """A sample is this long at least: shorter ones are repeated, so that the clock and a late interrupt count for little."""
 
-PAIR_BUDGET_S = 8.0
+PAIR_BUDGET_S = 3.0
 """After this long a comparison ends early, but not before FEWEST_PAIRS."""
 
 FEWEST_PAIRS = 5

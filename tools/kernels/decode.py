@@ -2,8 +2,7 @@
 
 The cache is symmetric: a key or value vector is `integers * scale`, with one float32 scale per token and head. Four-bit
 vectors are packed in halves: byte d holds element d, plus 8, in its low nibble and element d + head_dim / 2 in its high nibble.
-The byte is then 16 * high + low + 8, which the kernel multiplies as a whole: that leaves one operation for unpacking, the
-extraction of the low nibble, and none for its sign.
+The byte is then 16 * high + low + 8, which the kernel multiplies as a whole, so that only the low nibble need be extracted.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ def decode_int4_kernel(
     p_k_scale += head * length
     p_v_scale += head * length
     largest, total = -1e30, 0.0
-    acc_nibble = tl.zeros([HALF], tl.float32)
+    acc_low = tl.zeros([HALF], tl.float32)
     acc_byte = tl.zeros([HALF], tl.float32)
     total_weight = 0.0
     for first in range(start, stop, BLOCK_N):
@@ -119,12 +118,13 @@ def decode_int4_kernel(
         weights = p * tl.load(p_v_scale + o_n, mask=m_n, other=0.0)
         total_weight = total_weight * decay + tl.sum(weights, 0)
         v = tl.load(p_v + o_kv, mask=m_n[:, None], other=0).to(tl.int32)
-        acc_nibble = acc_nibble * decay + tl.sum((v & 15).to(tl.float32) * weights[:, None], 0)
+        # The sum of weights * low is small, and must not be the difference of large sums.
+        acc_low = acc_low * decay + tl.sum(((v & 15) - 8).to(tl.float32) * weights[:, None], 0)
         acc_byte = acc_byte * decay + tl.sum(v.to(tl.float32) * weights[:, None], 0)
         largest = new
     part = head * tl.num_programs(0) + i_split
-    tl.store(p_acc + part * HEAD_DIM + o_d, acc_nibble - 8 * total_weight)
-    tl.store(p_acc + part * HEAD_DIM + HALF + o_d, (acc_byte - acc_nibble) / 16)
+    tl.store(p_acc + part * HEAD_DIM + o_d, acc_low)
+    tl.store(p_acc + part * HEAD_DIM + HALF + o_d, (acc_byte - acc_low - 8 * total_weight) / 16)
     tl.store(p_max + part, largest)
     tl.store(p_sum + part, total)
 
