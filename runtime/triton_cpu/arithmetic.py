@@ -6,9 +6,9 @@ import math
 import operator
 from typing import TYPE_CHECKING
 
-from . import mathlib
+from . import fp8, mathlib
 from . import scalars as s
-from .casts import HALVES, Bits, as_number, convert_float, in_single
+from .casts import HALVES, NARROW, Bits, as_number, convert_float, in_single
 from .errors import UnsupportedError
 from .mathlib import libdevice
 from .registry import elementwise
@@ -149,8 +149,9 @@ def bitwise(lowering: Lowering, op: Op, args: list[Val]) -> Val:
     """And, or, exclusive or."""
     a, b_ = as_number(args[0]), as_number(args[1])
     name = _BITWISE[op.name]
-    if isinstance(a, Uniform) and isinstance(b_, Uniform) and isinstance(a.value, int) and isinstance(b_.value, int):
-        return s.constant(_FOLDS[name](a.value, b_.value), a.element)
+    known = s.known_integers(a, b_)
+    if known is not None:
+        return s.constant(_FOLDS[name](*known), a.element)
     if a.element == "i1":
         neutral = 0 if name in ("or", "xor") else 1
         for x, y in ((a, b_), (b_, a)):
@@ -304,12 +305,11 @@ def compare(lowering: Lowering, op: Op, args: list[Val]) -> Val:
     numbers = [s.absolute(lowering.e, x) if isinstance(x, Pointer) else x for x in args]
     predicate = op.attrs["predicate"]
     if op.name == "arith.cmpf":
-        numbers = [convert_float(lowering, x, "f32") if x.element in HALVES else x for x in numbers]
+        numbers = [convert_float(lowering, x, "f32") if x.element in NARROW else x for x in numbers]
     a, c = numbers
-    if isinstance(a, Uniform) and isinstance(c, Uniform) and isinstance(a.value, int) and isinstance(c.value, int):
-        fold = _FOLDS.get(predicate)
-        if fold is not None and a.element != "i1":
-            return s.constant(int(fold(a.value, c.value)), "i1")
+    known, fold = s.known_integers(a, c), _FOLDS.get(predicate)
+    if known is not None and fold is not None and a.element != "i1":
+        return s.constant(int(fold(*known)), "i1")
     widths = s.widths_with(*numbers)
     b = Bits(lowering, widths)
     texts = [s.vector_text(lowering.e, x, b.lanes) for x in numbers]
@@ -354,9 +354,9 @@ def extreme(lowering: Lowering, op: Op, args: list[Val]) -> Val:
 
     def compute(numbers: list[Number], element: str) -> Number:
         a, c = numbers
-        if isinstance(a, Uniform) and isinstance(c, Uniform) and isinstance(a.value, int) and isinstance(c.value, int):
-            if name in ("smax", "smin"):
-                return s.constant((max if name == "smax" else min)(a.value, c.value), element)
+        known = s.known_integers(a, c)
+        if known is not None and name in ("smax", "smin"):
+            return s.constant(max(known) if name == "smax" else min(known), element)
         widths = s.widths_with(*numbers)
         b = Bits(lowering, widths)
         texts = [s.vector_text(lowering.e, x, b.lanes) for x in numbers]
@@ -391,6 +391,8 @@ def sign_bit(lowering: Lowering, op: Op, args: list[Val]) -> Val:
         bits = text if x.element == "bf16" else b.cast("bitcast", text, "f16", "i16")
         bits = b.op("and", "i16", bits, 0x7FFF) if op.name == "math.absf" else b.op("xor", "i16", bits, -0x8000)
         text = bits if x.element == "bf16" else b.cast("bitcast", bits, "i16", "f16")
+    elif x.element in fp8.FORMATS:
+        text = fp8.with_sign(b, text, x.element, flipped=op.name == "arith.negf")
     else:
         text = b.intrinsic("fabs", x.element, text) if op.name == "math.absf" else b.op("fneg", x.element, text)
     return result_of(text, x.element, widths)

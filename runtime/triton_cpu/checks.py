@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .ttir import Op
 
 _CHECK_LANES = """\
-define internal i1 @check_lanes(ptr %fault, i32 %site, i32 %pid0, i32 %pid1, i32 %pid2, ptr %addresses, ptr %mask, i64 %lanes, i64 %bytes) {
+define internal i1 @check_lanes(ptr %fault, i32 %site, i32 %pid0, i32 %pid1, i32 %pid2, ptr %addresses, ptr %mask,
+                                i64 %lanes, i64 %bytes) {
 entry:
   br label %head
 head:

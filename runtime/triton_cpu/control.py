@@ -12,10 +12,12 @@ from .analysis import _lane_by_lane
 from .arithmetic import choose
 from .buffers import Buffer
 from .casts import as_number
+from .effects import check_lanes
 from .emit import LLVM_TYPES, Text
+from .errors import UnsupportedError
 from .lowering import Induction
-from .registry import ELEMENTWISE, elementwise, statement
-from .values import Coord, Pointer, Uniform, Val
+from .registry import ELEMENTWISE, elementwise, evaluator, statement
+from .values import Coord, Coords, Number, Pointer, Uniform, Val
 
 if TYPE_CHECKING:
     from .lowering import Lowering
@@ -34,18 +36,17 @@ def num_programs(lowering: Lowering, op: Op, args: list[Val]) -> Val:
     return Uniform(f"%np{op.attrs['axis']}", "i32", 1, True)
 
 
-@statement(
-    "scf.yield",
-    "scf.condition",
-    "tt.return",
-    "tt.reduce.return",
-    "tt.scan.return",
-    "llvm.intr.assume",
-    "gpu.barrier",
-    "ttg.barrier",
-)
+@statement("scf.yield", "scf.condition", "tt.return", "gpu.barrier", "ttg.barrier")
 def nothing(lowering: Lowering, op: Op) -> None:
-    """Terminators are read by what they end; hints and barriers inside a sequential program do nothing."""
+    """Terminators are read by what they end; a barrier inside a sequential program does nothing."""
+
+
+@statement("llvm.intr.assume")
+def assume(lowering: Lowering, op: Op) -> None:
+    """Tell LLVM what the kernel's author knows."""
+    condition = op.operands[0]
+    if not condition.shape:
+        lowering.e.call("void", "llvm.assume", [("i1", s.text(lowering.scalar(condition)))])
 
 
 def hoist(lowering: Lowering, op: Op) -> None:
@@ -414,10 +415,31 @@ def _run(lowering: Lowering, block: Block, op: Op, buffers: dict[Value, Buffer])
     return scalars
 
 
-def apply_region(lowering: Lowering, block: Block, args: list[Val]) -> list[Val]:
-    """Apply a region of scalar operations (a combine function) to lanes; branches in it become selections."""
+def apply_region(lowering: Lowering, block: Block, args: list[Val], active: Number | None = None) -> list[Val]:
+    """Apply a region of scalar operations (a combine function) to lanes; branches in it become selections.
+
+    Args:
+        lowering: the kernel.
+        block: the region's body.
+        args: values of its arguments.
+        active: lanes whose results are used, for its assertions; None for all.
+    """
     lowering.environment.update(zip(block.args, args, strict=True))
-    return _evaluate(lowering, block)
+    outer, lowering.active = lowering.active, active
+    results = _evaluate(lowering, block)
+    lowering.active = outer
+    return results
+
+
+@evaluator("tt.map_elementwise")
+def map_elementwise(lowering: Lowering, op: Op, value: Value, coords: Coords) -> Val:
+    """A function of scalars applied to each element of tensors."""
+    if int(op.attrs.get("pack", 1)) != 1:
+        raise UnsupportedError("tl.map_elementwise that takes several elements at a time", op.line)
+    results = apply_region(lowering, op.body, [lowering.eval(v, coords) for v in op.operands])
+    for other, result in zip(op.results, results, strict=True):
+        lowering.e.scopes[-1][(other, coords)] = result
+    return results[value.index]
 
 
 def _evaluate(lowering: Lowering, block: Block) -> list[Val]:
@@ -427,6 +449,8 @@ def _evaluate(lowering: Lowering, block: Block) -> list[Val]:
             then, otherwise = (_evaluate(lowering, r[0]) if r else [] for r in op.regions)
             for r, a, b in zip(op.results, then, otherwise, strict=True):
                 lowering.environment[r] = choose(lowering, condition, a, b, r.type.pointee)
+        elif op.name == "tt.assert":
+            check_lanes(lowering, op, as_number(lowering.environment[op.operands[0]]))
         elif op.name == "arith.constant":
             lowering.environment[op.result] = s.constant(op.attrs["value"], op.result.element)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from . import checks
@@ -10,7 +11,7 @@ from .buffers import storage_type
 from .casts import as_number, convert_float
 from .emit import LLVM_TYPES, Text
 from .registry import statement
-from .values import INTEGER_BITS, Coords, Pointer, Uniform, widths_of
+from .values import BYTES, INTEGER_BITS, Coords, Number, Pointer, Uniform
 
 if TYPE_CHECKING:
     from .lowering import Lowering
@@ -20,30 +21,36 @@ if TYPE_CHECKING:
 @statement("tt.assert")
 def device_assert(lowering: Lowering, op: Op) -> None:
     """Report the first program in which the condition fails, and end that program."""
-    e, condition = lowering.e, op.operands[0]
+    condition = op.operands[0]
     lowering.prepare(condition)
+    lane = lowering.natural_lane(condition) if condition.shape else 0
+    lowering.for_each_chunk(
+        condition.shape, lane, lambda coords: check_lanes(lowering, op, as_number(lowering.eval(condition, coords)))
+    )
+
+
+def check_lanes(lowering: Lowering, op: Op, condition: Number) -> None:
+    """Emit the test of a tt.assert on lanes; one that fails ends the program."""
+    e = lowering.e
     site = checks.site_of(lowering, op, "assert", str(op.attrs.get("message", "")))
-
-    def test(coords: Coords) -> None:
-        x = as_number(lowering.eval(condition, coords))
-        widths = widths_of(coords)
-        lanes = 1
-        for w in widths:
-            lanes *= w
-        holds = s.vector_text(e, x, lanes)
-        if condition.element != "i1":
-            zero = "0" if lanes == 1 else "zeroinitializer"
-            holds = e.op(f"icmp ne {lowering.kind(condition.element, widths)} {holds}, {zero}")
-        if lanes > 1:
-            holds = e.call("i1", f"llvm.vector.reduce.and.v{lanes}i1", [(f"<{lanes} x i1>", holds)])
-        failed, passed = e.fresh_label("failed"), e.fresh_label("passed")
-        e.branch(holds, passed, failed)
-        e.label(failed)
-        e.raw(f"call void @report_fault(ptr %fault, i32 {site}, i32 %pid0, i32 %pid1, i32 %pid2, i64 0)")
-        e.raw("ret void")
-        e.label(passed)
-
-    lowering.for_each_chunk(condition.shape, lowering.natural_lane(condition) if condition.shape else 0, test)
+    widths = s.widths_with(condition) if lowering.active is None else s.widths_with(condition, lowering.active)
+    lanes = math.prod(widths)
+    holds = s.vector_text(e, condition, lanes)
+    if condition.element != "i1":
+        zero = "0" if lanes == 1 else "zeroinitializer"
+        holds = e.op(f"icmp ne {lowering.kind(condition.element, widths)} {holds}, {zero}")
+    if lowering.active is not None:
+        kind = lowering.kind("i1", widths)
+        ones = "true" if lanes == 1 else "splat (i1 true)"
+        holds = e.op(f"select {kind} {s.vector_text(e, lowering.active, lanes)}, {kind} {holds}, {kind} {ones}")
+    if lanes > 1:
+        holds = e.call("i1", f"llvm.vector.reduce.and.v{lanes}i1", [(f"<{lanes} x i1>", holds)])
+    failed, passed = e.fresh_label("failed"), e.fresh_label("passed")
+    e.branch(holds, passed, failed)
+    e.label(failed)
+    e.raw(f"call void @report_fault(ptr %fault, i32 {site}, i32 %pid0, i32 %pid1, i32 %pid2, i64 0)")
+    e.raw("ret void")
+    e.label(passed)
 
 
 def _string(lowering: Lowering, text: str) -> Text:
@@ -98,9 +105,9 @@ def _formatted(lowering: Lowering, value: Value, coords: Coords, is_signed: bool
         code = f"0x%0{max(bits // 4, 1)}llx" if in_hex else "%lld" if is_signed else "%llu"
         return code, ("i64", wide)
     if in_hex:
-        bits = 64 if x.element == "f64" else 16 if x.element in ("f16", "bf16") else 32
+        bits = 8 * BYTES[x.element]
         text = s.text(x)
-        if x.element != "bf16":
+        if LLVM_TYPES[x.element] != f"i{bits}":
             text = e.op(f"bitcast {storage_type(x.element)} {text} to i{bits}")
         wide = text if bits == 64 else e.op(f"zext i{bits} {text} to i64")
         return f"0x%0{bits // 4}llx", ("i64", wide)

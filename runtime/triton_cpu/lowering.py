@@ -65,6 +65,8 @@ class Lowering:
     """Results that may be written over the buffer of a loop-carried value."""
     assumed: frozenset[Value] = frozenset()
     """Masks that hold everywhere in the nest being emitted."""
+    active: Number | None = None
+    """Lanes in which the combine function being applied counts; None for all."""
     sites: list[Site] = field(default_factory=list)
     op: Op | None = None
     """The statement being lowered, for error messages."""

@@ -19,6 +19,12 @@ def constant(value: int | float, element: str) -> Uniform:
     return Uniform(wrap(value, element) if isinstance(value, int) and element in INTEGER_BITS else value, element)
 
 
+def known_integers(*operands: Val) -> list[int] | None:
+    """The operands as Python integers, if all are known."""
+    values = [x.value for x in operands if isinstance(x, Uniform) and isinstance(x.value, int)]
+    return values if len(values) == len(operands) else None
+
+
 def text(x: Uniform) -> Text:
     """LLVM operand of a uniform value."""
     return x.value if isinstance(x.value, str) else literal(x.value, x.element)
@@ -93,10 +99,8 @@ def uniform_binary(e: Emitter, op: str, a: Uniform, b: Uniform) -> Uniform:
         return a
     if a.value == 0 and op == "add":
         return b
-    if op == "mul":
-        divisor = min(a.known_divisor * b.known_divisor, MAX_DIVISOR)
-    else:
-        divisor = math.gcd(a.known_divisor, b.known_divisor)
+    divisors = a.known_divisor, b.known_divisor
+    divisor = min(math.prod(divisors), MAX_DIVISOR) if op == "mul" else math.gcd(*divisors)
     nonnegative = op != "sub" and a.is_nonnegative and b.is_nonnegative
     kind = LLVM_TYPES[element]
     key = (op, a, b)

@@ -61,7 +61,8 @@ def _along(lowering: Lowering, op: Op, at: list[Coord], widths: list[int], outpu
         values: list[Val] = [lowering.eval(v, coords) for v in op.operands]
         values = _within(lowering, op, values, widths, reverse)
         if carry is not None:
-            joined = apply_region(lowering, op.body, [*carry, *values])
+            later = Uniform(e.op(f"xor i1 {s.text(is_first)}, true"), "i1") if is_first is not None else None
+            joined = apply_region(lowering, op.body, [*carry, *values], later)
             if is_first is not None:
                 joined = [choose(lowering, is_first, v, j) for v, j in zip(values, joined, strict=True)]
             values = joined
@@ -108,11 +109,16 @@ def _within(lowering: Lowering, op: Op, values: list[Val], widths: list[int], re
         for x, v in zip(values, op.operands, strict=True):
             text = s.vector_text(lowering.e, as_number(x), lanes)
             moved.append(Vector(lowering.e.shuffle(text, LLVM_TYPES[v.element], lanes, order), v.element, lane_widths))
-        combined = apply_region(lowering, op.body, [*moved, *values])
-        unchanged: Number = Vector("<" + ", ".join(f"i1 {str(k).lower()}" for k in keep) + ">", "i1", lane_widths)
+        unchanged, changed = (_flags(keep, lane_widths, which) for which in (True, False))
+        combined = apply_region(lowering, op.body, [*moved, *values], changed)
         values = [choose(lowering, unchanged, x, c) for x, c in zip(values, combined, strict=True)]
         distance *= 2
     return values
+
+
+def _flags(keep: list[bool], widths: tuple[int, ...], which: bool) -> Number:
+    """A constant mask of the lanes that are kept (`which`), or of the others."""
+    return Vector("<" + ", ".join(f"i1 {str(k == which).lower()}" for k in keep) + ">", "i1", widths)
 
 
 def _last(lowering: Lowering, x: Number, widths: list[int], axis: int, reverse: bool, element: str) -> Number:
