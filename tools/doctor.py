@@ -89,9 +89,7 @@ def diagnose() -> Diagnosis:
     torch, backends = sys.modules.get("torch"), sys.modules.get("triton.backends")
     registered = "cpu" in getattr(backends, "backends", {})
     if backends is not None and not registered:
-        problems.append(
-            "Triton does not know the backend 'cpu': reinstall graphwright, and unset TRITON_BACKENDS_IN_TREE"
-        )
+        problems.append("Triton does not know the backend 'cpu': reinstall graphwright, and unset TRITON_BACKENDS_IN_TREE")
     return Diagnosis(
         graphwright=graphwright.__version__,
         python=platform.python_version(),

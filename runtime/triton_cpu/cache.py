@@ -29,7 +29,7 @@ def install_cache() -> None:
         knobs.cache.manager_class = SafeCacheManager
 
 
-class SafeCacheManager(FileCacheManager):  # type: ignore[misc]
+class SafeCacheManager(FileCacheManager):
     """A file cache in which no state of the disk fails a launch.
 
     Args:

@@ -59,7 +59,7 @@ def _make_launcher(source: Any, metadata: Any) -> Any:
     return make_launcher(source, metadata)
 
 
-class CPUDriver(triton_driver.DriverBase):  # type: ignore[misc]
+class CPUDriver(triton_driver.DriverBase):
     """Runs kernels on the CPU, on torch's threads."""
 
     def __init__(self) -> None:
