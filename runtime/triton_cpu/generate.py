@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from . import arithmetic, atomics, casts, control, dot, effects, indexing, memory, reduce, scan, shapes
+from . import (
+    arithmetic,
+    atomics,
+    casts,
+    combine,
+    control,
+    dot,
+    effects,
+    floats,
+    indexing,
+    integers,
+    memory,
+    reduce,
+    scan,
+    shapes,
+)
 from .analysis import Plan
 from .dot import plan_dots
 from .emit import LLVM_TYPES
@@ -17,7 +32,9 @@ from .ttir import Function, Type
 from .ttir_parse import parse
 from .values import Pointer, Uniform
 
-_HANDLERS = (arithmetic, atomics, casts, control, dot, effects, indexing, memory, reduce, scan, shapes)
+_HANDLERS = (
+    arithmetic, atomics, casts, combine, control, dot, effects, floats, indexing, integers, memory, reduce, scan, shapes,
+)  # fmt: skip
 """Importing them fills the tables of `registry`."""
 
 MASKED_STORE_SLOTS = 128

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from . import masks
 from . import scalars as s
 from .casts import as_number
-from .control import apply_region
+from .combine import apply_region
 from .emit import LLVM_TYPES, Text, vector_type
 from .registry import materialiser
 from .values import INTEGER_BITS, Coord, Coords, Uniform, Val, Vector, widths_of

@@ -9,7 +9,7 @@ from . import scalars as s
 from .arithmetic import choose
 from .buffers import Buffer
 from .casts import as_number
-from .control import apply_region
+from .combine import apply_region
 from .emit import LLVM_TYPES, Text, vector_type
 from .registry import materialiser
 from .values import Coord, Coords, Number, Uniform, Val, Vector
