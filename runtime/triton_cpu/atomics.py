@@ -10,6 +10,7 @@ from . import scalars as s
 from .casts import HALVES, Bits, as_number, convert_float
 from .emit import LLVM_TYPES, Text
 from .errors import UnsupportedError
+from .fp8 import FORMATS
 from .memory import address_of, first_offset
 from .registry import statement
 from .values import BYTES, Coords, Number, Pointer, Uniform
@@ -37,6 +38,8 @@ def read_modify_write(lowering: Lowering, op: Op) -> None:
     if kind is None:
         raise UnsupportedError(f"tl.atomic with {op.attrs['kind']}", op.line)
     pointers, values, *masks = op.operands
+    if kind == "fadd" and values.element in FORMATS:
+        raise UnsupportedError(f"tl.atomic_add on {values.element}", op.line)
 
     def one(coords: Coords) -> Uniform:
         pointer = lowering.eval(pointers, coords)

@@ -1,7 +1,7 @@
 """Conversions between number types.
 
-fp16 and bf16 are computed in fp32 and rounded after every operation. bf16 travels as its bits: LLVM's own bfloat becomes
-library calls on most CPUs.
+Narrow floats (fp16, bf16 and the 8-bit ones) are computed in fp32 and rounded after every operation. bf16 travels as its
+bits: LLVM's own bfloat becomes library calls on most CPUs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from . import fp8
 from . import scalars as s
 from .emit import LLVM_TYPES, mangle, vector_type
 from .errors import UnsupportedError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from .ttir import Op
 
 HALVES = ("f16", "bf16")
+NARROW = (*HALVES, *fp8.FORMATS)
+"""Float types that are computed in fp32."""
 
 
 def as_number(x: Val) -> Number:
@@ -81,7 +84,9 @@ def convert_float(lowering: Lowering, x: Number, target: str, *, toward_zero: bo
     text = s.vector_text(lowering.e, x, b.lanes)
     if source in HALVES:
         text, source = (_from_bf16(b, text) if source == "bf16" else _from_f16(b, text)), "f32"
-    if source == "f64" and target in HALVES:
+    elif source in fp8.FORMATS:
+        text, source = fp8.widen(b, text, source, _from_f16), "f32"
+    if source == "f64" and target in NARROW:
         text, source = _round_to_odd(b, text), "f32"
     if source == "f32" and target == "f64":
         text = b.cast("fpext", text, "f32", "f64")
@@ -91,6 +96,8 @@ def convert_float(lowering: Lowering, x: Number, target: str, *, toward_zero: bo
         text = _to_bf16(b, text, toward_zero)
     elif target == "f16":
         text = _to_f16(b, text, toward_zero)
+    elif target in fp8.FORMATS:
+        text = fp8.narrow(b, text, target, toward_zero)
     return Vector(text, target, widths) if widths else Uniform(text, target)
 
 
@@ -99,6 +106,8 @@ def _rounded(value: float, element: str) -> float:
 
     if element == "f64" or value != value:
         return value
+    if element in fp8.FORMATS:
+        return fp8.rounded(value, element)
     if element == "bf16":
         return float(struct.unpack("<f", struct.pack("<I", float_bits(value, "bf16") << 16))[0])
     code, integer = {"f16": ("<e", "<H"), "f32": ("<f", "<I")}[element]
@@ -194,11 +203,11 @@ def _round_to_odd(b: Bits, x: str) -> str:
 
 
 def in_single(lowering: Lowering, args: list[Val], element: str, compute: Callable[[list[Number], str], Number]) -> Number:
-    """Compute on float operands, in fp32 with one rounding at the end for the 16-bit types."""
+    """Compute on float operands, in fp32 with one rounding at the end for the narrow types."""
     numbers = [as_number(x) for x in args]
-    if element not in HALVES:
+    if element not in NARROW:
         return compute(numbers, element)
-    wide = [convert_float(lowering, x, "f32") if x.element in HALVES else x for x in numbers]
+    wide = [convert_float(lowering, x, "f32") if x.element in NARROW else x for x in numbers]
     return convert_float(lowering, compute(wide, "f32"), element)
 
 
@@ -218,8 +227,8 @@ def int_to_float(lowering: Lowering, op: Op, args: list[Val]) -> Val:
         return Uniform(_rounded(float(-value if x.element == "i1" and op.name == "arith.sitofp" else value), target), target)
     widths = s.widths_with(x)
     b = Bits(lowering, widths)
-    # fp32 does not hold every 32-bit integer; fp64 does, so the 16-bit types round once.
-    via = target if target not in HALVES else ("f32" if INTEGER_BITS[x.element] <= 16 else "f64")
+    # fp32 does not hold every 32-bit integer; fp64 does, so the narrow types round once.
+    via = target if target not in NARROW else ("f32" if INTEGER_BITS[x.element] <= 16 else "f64")
     text = b.cast(op.name[6:], s.vector_text(lowering.e, x, b.lanes), x.element, via)
     return convert_float(lowering, Vector(text, via, widths) if widths else Uniform(text, via), target)
 
@@ -228,7 +237,7 @@ def int_to_float(lowering: Lowering, op: Op, args: list[Val]) -> Val:
 def float_to_int(lowering: Lowering, op: Op, args: list[Val]) -> Val:
     """Convert a float to an integer toward zero; what does not fit gives some integer."""
     x, target = as_number(args[0]), op.result.element
-    if x.element in HALVES:
+    if x.element in NARROW:
         x = convert_float(lowering, x, "f32")
     widths = s.widths_with(x)
     b = Bits(lowering, widths)

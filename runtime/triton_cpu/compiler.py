@@ -17,6 +17,7 @@ from typing import Any
 from triton import knobs
 from triton._C.libtriton import ir, passes
 from triton.backends import compiler as triton_compiler
+from triton.errors import TritonError
 
 from . import isa
 from .binary import VERSION, Binary, pack
@@ -30,7 +31,14 @@ BINARY_STAGE = "cpuobj"
 ENTRY = "graphwright_launch"
 
 
-class CPUBackend(triton_compiler.BaseBackend):  # type: ignore[misc]
+class UnsupportedKernelError(UnsupportedError, TritonError):
+    """An `UnsupportedError` that is an error of Triton as well."""
+
+    def __reduce__(self) -> tuple[type[UnsupportedKernelError], tuple[str, str]]:
+        return type(self), (self.what, self.line)
+
+
+class CPUBackend(triton_compiler.BaseBackend):
     """Compiles Triton kernels for the CPU of this host."""
 
     instrumentation = None
@@ -74,11 +82,11 @@ class CPUBackend(triton_compiler.BaseBackend):  # type: ignore[misc]
         """Add the stages by the suffix of what they make: Triton IR, LLVM IR text, compiled kernel.
 
         Raises:
-            UnsupportedError: the kernel is written in Gluon.
+            UnsupportedKernelError: the kernel is written in Gluon.
             BackendError: Triton is set to store nothing but GPU binaries.
         """
         if language is not None and language != triton_compiler.Language.TRITON:
-            raise UnsupportedError("kernels written in Gluon, which describe a GPU")
+            raise UnsupportedKernelError("kernels written in Gluon, which describe a GPU")
         if knobs.compilation.store_binary_only:
             raise BackendError(
                 "TRITON_STORE_BINARY_ONLY=1: Triton then keeps only binaries of GPUs, and the CPU's would be lost; unset it"
@@ -114,7 +122,7 @@ def make_llir(module: Any, metadata: dict[str, Any], options: CPUOptions) -> str
     """Return the LLVM IR of a kernel and its launch, and record in `metadata` what the launcher has to know.
 
     Raises:
-        UnsupportedError: the kernel uses something that is not lowered for the CPU.
+        UnsupportedKernelError: the kernel uses something that is not lowered for the CPU.
     """
     from . import jit
     from .generate import generate
@@ -122,7 +130,10 @@ def make_llir(module: Any, metadata: dict[str, Any], options: CPUOptions) -> str
 
     target = isa.detect(options.isa)
     text = str(module)
-    generated = generate(text, target, options)
+    try:
+        generated = generate(text, target, options)
+    except UnsupportedError as error:
+        raise UnsupportedKernelError(error.what, error.line) from error
     metadata.update(
         name=generated.name,
         shared=0,
@@ -156,8 +167,10 @@ def _min_dot_size(lhs: Any, rhs: Any) -> tuple[int, int, int]:
     return (1, 1, 1)
 
 
-def _convert_custom_types(*args: Any, **kwargs: Any) -> Any:
-    raise UnsupportedError("conversions from and to fp8e4b15")
+def _convert_custom_types(value: Any, target: Any, rounding: Any = None, *, _semantic: Any) -> Any:
+    from .fp8e4b15 import convert
+
+    return convert(value, target, _semantic)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from . import direct, masks
 from . import scalars as s
 from .analysis import _lane_by_lane
 from .buffers import Buffer, storage_type
-from .casts import HALVES, as_number, convert_float
+from .casts import HALVES, NARROW, as_number, convert_float
 from .emit import Text
 from .errors import UnsupportedError
 from .isa import Isa
@@ -19,7 +19,7 @@ from .values import BYTES, Coord, Coords, Uniform, Vector
 
 if TYPE_CHECKING:
     from .analysis import Plan
-    from .control import Carried
+    from .carried import Carried
     from .lowering import Lowering
     from .ttir import Function, Op, Value
 
@@ -137,7 +137,7 @@ def operands(lowering: Lowering, op: Op) -> tuple[Buffer | Operand, Buffer | Ope
 
 def operand(lowering: Lowering, op: Op, value: Value) -> Buffer | Operand:
     """An operand in the form that its product wants; one that is already there is used again."""
-    if value.element not in (*HALVES, "f32", "f64", "i8", "i16", "i32"):
+    if value.element not in (*NARROW, "f32", "f64", "i8", "i16", "i32"):
         raise UnsupportedError(f"tl.dot on {value.element}", op.line)
     as_vectors = value is _roles(lowering, op)[1]
     if op in lowering.plan.grouped:
@@ -146,7 +146,7 @@ def operand(lowering: Lowering, op: Op, value: Value) -> Buffer | Operand:
         if as_vectors:
             return _grouped_vectors(lowering, op, value, packing)
         return _converted(lowering, value, packing.element, as_vectors=False)
-    element = "f32" if value.element in HALVES else value.element
+    element = "f32" if value.element in NARROW else value.element
     return _converted(lowering, value, element, as_vectors=as_vectors)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 LLVM_TYPES = {
     "i1": "i1", "i8": "i8", "i16": "i16", "i32": "i32", "i64": "i64",
     "f16": "half", "bf16": "i16", "f32": "float", "f64": "double", "ptr": "ptr",
+    "f8E5M2": "i8", "f8E4M3FN": "i8", "f8E5M2FNUZ": "i8", "f8E4M3FNUZ": "i8",
 }  # fmt: skip
-"""LLVM type in a register of each TTIR element type (bf16 travels as its bits)."""
+"""LLVM type in a register of each TTIR element type (bf16 and the 8-bit floats travel as their bits)."""
 
 INTRINSIC_NAMES = {"float": "f32", "double": "f64", "half": "f16", "ptr": "p0"}
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import struct
 
+from .fp8 import FORMATS, float8_bits
+
 
 def float_bits(value: float, element: str) -> int:
-    """Bit pattern of `value` rounded to a float type ("f16", "bf16", "f32" or "f64")."""
+    """Bit pattern of `value` rounded to a float type."""
+    if element in FORMATS:
+        return float8_bits(value, element)
     if element == "f64":
         return int(struct.unpack("<Q", struct.pack("<d", value))[0])
     if element == "f16":
@@ -34,8 +38,8 @@ def literal(value: int | float, element: str) -> str:
         return f"0x{float_bits(float(value), 'f64'):016X}"
     if element == "f16":
         return f"0xH{float_bits(float(value), 'f16'):04X}"
-    if element == "bf16":
-        return str(float_bits(float(value), "bf16"))
+    if element == "bf16" or element in FORMATS:
+        return str(float_bits(float(value), element))
     if element == "i1":
         return "true" if int(value) & 1 else "false"
     if element == "ptr":

@@ -107,6 +107,7 @@ _FLOAT_FORMATS = {
 }
 _STRUCT_FORMATS = {"f16": ("<e", "<H"), "f32": ("<f", "<I"), "f64": ("<d", "<Q")}
 _DENSE_BYTES = {"i8": "b", "i16": "h", "i32": "i", "i64": "q", "f16": "H", "bf16": "H", "f32": "I", "f64": "Q"}
+_DENSE_BYTES |= {element: "B" for element in _FLOAT_FORMATS if element != "bf16"}
 
 
 def float_from_bits(bits: int, element: str) -> float:

@@ -17,9 +17,11 @@ import math
 from dataclasses import dataclass
 
 from .emit import Text
+from .fp8 import FORMATS
 
 INTEGER_BITS = {"i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64}
 BYTES = {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "ptr": 8}
+BYTES |= dict.fromkeys(FORMATS, 1)
 """Bytes of an element in memory."""
 
 MAX_DIVISOR = 1 << 20
