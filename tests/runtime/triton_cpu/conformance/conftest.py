@@ -1,6 +1,7 @@
 """Fixtures of the conformance suite, and the writer of its table of operations and dtypes.
 
-Run `pytest tests/runtime/triton_cpu/conformance --conformance-table=docs/triton-cpu-conformance.md` to write the table.
+Run `pytest tests/runtime/triton_cpu/conformance --conformance-table=docs/triton-cpu.md` to write the table into that page,
+between the comments that mark its place.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import pytest  # noqa: E402
 from conformance_buffers import Buffers  # noqa: E402
 
 PROPERTY = "conformance"
+BEGIN, END = "<!-- conformance table: begin -->", "<!-- conformance table: end -->"
 SECONDS = int(os.environ.get("CONFORMANCE_SECONDS", "30"))
 DTYPE_ORDER = (
     "int1", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
@@ -40,7 +42,7 @@ DTYPE_ORDER = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that names the file of the table."""
-    parser.addoption("--conformance-table", default=None, help="write the table of operations x dtypes to this file")
+    parser.addoption("--conformance-table", default=None, help="write the table of operations x dtypes into this page")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,20 +85,18 @@ class ConformanceTable:
     def pytest_sessionfinish(self) -> None:
         """Write the table once, in the process that sees every report."""
         if self.path and not self.is_worker:
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            Path(self.path).write_text(self.text())
+            page = Path(self.path)
+            before, begin, rest = page.read_text().partition(BEGIN)
+            _, end, after = rest.partition(END)
+            if not (begin and end):
+                raise pytest.UsageError(f"{page} has no place for the table: it needs the lines {BEGIN} and {END}")
+            page.write_text(f"{before}{BEGIN}\n{self.text()}{END}{after}")
 
     def text(self) -> str:
         """Return the table as Markdown."""
         used = {dtype for _, dtype in self.states}
         dtypes = [name for name in DTYPE_ORDER if name in used] + sorted(used - set(DTYPE_ORDER))
         lines = [
-            "# Triton on the CPU: what conforms",
-            "",
-            "Written by `pytest tests/runtime/triton_cpu/conformance --conformance-table=PATH`. `pass`: every test of",
-            "that operation and dtype passed; `no`: it raises `UnsupportedError`; `part`: some forms pass and others",
-            "raise `UnsupportedError`; `FAIL`: a test failed; empty: not tested. `any` is for what has no dtype.",
-            "",
             "| operation | " + " | ".join(dtypes) + " |",
             "|---|" + "---|" * len(dtypes),
         ]
