@@ -16,7 +16,6 @@ from types import ModuleType
 import numpy as np
 import torch
 from conformance_buffers import Buffers
-from conformance_numbers import INTERPRETED
 
 BLOCK = 256
 _HEADER = "import triton\nimport triton.language as tl\nfrom triton.language.extra import libdevice\n\n\n"
@@ -40,15 +39,6 @@ def module_from(source: str) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def float8_supported() -> bool:
-    """Return whether the backend declares float8 dtypes."""
-    if INTERPRETED:
-        return False
-    from graphwright.runtime.triton_cpu.options import CPUOptions
-
-    return bool(CPUOptions().supported_fp8_dtypes)
 
 
 def elementwise_source(results: Sequence[str], inputs: Sequence[str], scalars: Sequence[str] = ()) -> str:
