@@ -157,13 +157,19 @@ class Plan:
     def _rewrites(self, load: Op, store: Op) -> bool:
         """Whether `store` writes each chunk only after the same chunk of `load` was read.
 
-        Distinct pointer arguments are taken to be either the same tensor, element for element, or not to overlap.
+        Distinct pointer arguments whose elements run the same way are taken to be either the same tensor, element for
+        element, or not to overlap.
         """
         if store.name != "tt.store" or load.result.shape != store.operands[0].shape:
             return False
         source, target = load.operands[0], store.operands[0]
-        if source is not target and _base(source) in (None, _base(target)):
-            return False
+        if source is not target:
+            if _base(source) in (None, _base(target)):
+                return False
+            if [step in (0, 1) and step for step in self.layout.strides(source)] != [
+                step in (0, 1) and step for step in self.layout.strides(target)
+            ]:
+                return False
         return all(_lane_by_lane(v, load.result, {}) for v in store.operands)
 
 

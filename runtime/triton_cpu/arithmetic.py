@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from . import scalars as s
 from .casts import NARROW, Bits, as_number, convert_float, in_single
 from .registry import elementwise
-from .values import Number, Pointer, Uniform, Val, Vector
+from .values import Affine, Number, Pointer, Uniform, Val, Vector
 
 if TYPE_CHECKING:
     from .lowering import Lowering
@@ -46,11 +46,24 @@ def compare(lowering: Lowering, op: Op, args: list[Val]) -> Val:
     known, fold = s.known_integers(a, c), FOLDS.get(predicate)
     if known is not None and fold is not None and a.element != "i1":
         return s.constant(int(fold(*known)), "i1")
+    if predicate in ("slt", "sge") and _alike(a, c):
+        # Whole chunks are on one side of the bound: their first element tells.
+        assert isinstance(a, Affine)
+        a = a.base
+    numbers = [a, c]
     widths = s.widths_with(*numbers)
     b = Bits(lowering, widths)
     texts = [s.vector_text(lowering.e, x, b.lanes) for x in numbers]
     instruction = "icmp" if op.name == "arith.cmpi" else "fcmp"
     return result_of(b.op(f"{instruction} {predicate}", a.element, *texts), "i1", widths)
+
+
+def _alike(index: Number, bound: Number) -> bool:
+    """Whether consecutive indices are all below a bound or all not, since both lie on multiples of the chunk's width."""
+    if not isinstance(index, Affine) or not isinstance(bound, Uniform) or len(index.strides) != 1:
+        return False
+    width = index.widths[0]
+    return index.strides[0].value == 1 and index.base.known_divisor % width == 0 and bound.known_divisor % width == 0
 
 
 @elementwise("arith.select")

@@ -28,6 +28,7 @@ from .isa import Isa
 from .lowering import Lowering
 from .options import CPUOptions
 from .scalars import constant
+from .simplify import drop_identities
 from .ttir import Function, Type
 from .ttir_parse import parse
 from .values import Pointer, Uniform
@@ -62,6 +63,7 @@ def generate(ttir_text: str, isa: Isa, options: CPUOptions) -> Generated:
         raise BackendError(f"a module must have one public function, found {len(entries)}: {', '.join(entries)}")
     function = inline_calls(functions, entries[0])
     _check_types(function)
+    drop_identities(function)
     plan = Plan(function)
     plan_dots(plan, function, isa)
     lowering = Lowering(plan, isa, options)
