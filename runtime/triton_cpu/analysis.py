@@ -74,16 +74,18 @@ class Plan:
         if op.name not in ELEMENTWISE or op.name in _FREE:
             return
         consumers = {u for u in value.uses if not _in_combine_region(u)}
+        # One nest evaluates a chunk once, however many of its operations use it.
+        repeated = len(consumers) > 1 and self._has_several_roots(value)
         arithmetic = value.element[0] in "fb"
         rank_one = len(value.shape) == 1
         outer = any(_encloses_loop(value, u) for u in consumers)
         cost = self.cost(value)
         if (
-            (op.name in EXPENSIVE and (len(consumers) > 1 or outer))
+            (op.name in EXPENSIVE and (repeated or outer))
             or (op.name in INTEGER_DIVISIONS and rank_one and self._varies(value))
             or (arithmetic and cost > 0 and (_is_spread(value) or (outer and cost > 1)))
-            or (arithmetic and rank_one and len(consumers) > 1 and cost > 2)
-            or (len(consumers) > 1 and cost > RECOMPUTE_LIMIT)
+            or (arithmetic and rank_one and repeated and cost > 2)
+            or (repeated and cost > RECOMPUTE_LIMIT)
             or (outer and cost > RECOMPUTE_LIMIT)
         ):
             self.planned.add(value)
@@ -96,6 +98,21 @@ class Plan:
             self.planned.add(value)
             self.pinned.add(value)
             self._costs.pop(value, None)
+
+    def _has_several_roots(self, value: Value) -> bool:
+        """Whether more than one nest evaluates a value."""
+        roots: set[Op] = set()
+        seen: set[Value] = set()
+        stack = [value]
+        while stack and len(roots) < 2:
+            at = stack.pop()
+            for use in at.uses:
+                if not use.results or use.name in STATEMENTS or use.name in MATERIALISERS:
+                    roots.add(use)
+                else:
+                    stack.extend(r for r in use.results if r not in seen)
+                    seen.update(use.results)
+        return len(roots) > 1
 
     def _varies(self, value: Value) -> bool:
         return any(s != 0 for s in self.layout.strides(value))

@@ -169,9 +169,10 @@ class Emitter:
         with self.scope():
             yield loop
         following = self.op(f"add {type} {loop.index}, {step}")
-        # The distance to the bound is compared, so that an index near the type's limit cannot wrap into a longer loop.
+        # The distance to the bound is compared, so that an index near its type's limit cannot wrap into a longer loop. The index
+        # is below the bound here: the distance is exact without sign.
         distance = self.op(f"sub {type} {upper}, {loop.index}")
-        again = self.op(f"icmp {'ugt' if unsigned else 'sgt'} {type} {distance}, {step}")
+        again = self.op(f"icmp ugt {type} {distance}, {step}")
         latch = self.current
         self.branch(again, head, done)
         self.lines[at] = f"  {loop.index} = phi {type} [{lower}, %{before}], [{following}, %{latch}]"

@@ -26,6 +26,10 @@ def float_bits(value: float, element: str) -> int:
         return bits
     if value != value:
         return 0x7FC0
+    rounded = float(struct.unpack("<f", struct.pack("<I", bits))[0])
+    if rounded != value:
+        # The nearest fp32 is cut toward zero and made odd, so that rounding a second time gives what rounding once would.
+        bits = (bits - (abs(rounded) > abs(value))) | 1
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF
 
 

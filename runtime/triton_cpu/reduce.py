@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 PARALLEL_CHAINS = 4
 """Partial results kept at once, so that one addition need not wait for the last."""
 
+VERTICAL_CHAINS = 8
+"""The same where the lanes are not along the axis; neighbouring chunks count."""
+
 _INFINITY = float("inf")
 _FLOAT_IDENTITIES = {
     "arith.addf": -0.0, "arith.mulf": 1.0, "arith.maxnumf": -_INFINITY, "arith.minnumf": _INFINITY,
@@ -132,7 +135,7 @@ def _accumulate(lowering: Lowering, op: Op, chunks: list[list[Coord]], widths: l
     def read(chunk: list[Coord], base: int | Text) -> list[Val]:
         return [lowering.eval(v, at(chunk, base)) for v in op.operands]
 
-    chains = 1 if len(chunks) > 1 or width == 1 else min(PARALLEL_CHAINS, count)
+    chains = min(PARALLEL_CHAINS if width > 1 and len(chunks) == 1 else max(1, VERTICAL_CHAINS // len(chunks)), count)
     if count <= chains:
         partial = [[read(chunk, c * width) for c in range(count)] for chunk in chunks]
     else:

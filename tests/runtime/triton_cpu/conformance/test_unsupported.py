@@ -77,10 +77,26 @@ def kernel(out, x_ptr, y_ptr, BLOCK: tl.constexpr):
 """
 
 
-def test_map_elementwise(buffers, covers):
-    """`map_elementwise` is refused by name, with the line that calls it."""
-    covers("map_elementwise", "any", supported=False)
+def test_map_elementwise(buffers, rng, covers):
+    """`map_elementwise` applies a function of scalars, branches included, to each element."""
+    covers("map_elementwise", "int32")
     module = module_from(MAP)
+    x, y = rng.integers(-3, 3, 128), rng.integers(-3, 3, 128)
+    out = buffers.empty(128, "int32")
+    module.kernel[(1,)](out, buffers.put(x, "int32"), buffers.put(y, "int32"), BLOCK=128)
+    assert (out.numpy() == np.sign(x - y)).all()
+
+
+def test_map_elementwise_in_packs(buffers, covers):
+    """`map_elementwise` of several elements at a time is refused by name, with the line that calls it."""
+    covers("map_elementwise in packs", "any", supported=False)
+    module = module_from(
+        MAP.replace("(a, b):", "(a, b, c, d):")
+        .replace("map_elementwise(order, x, y)", "map_elementwise(order, x, y, pack=2)[0]")
+        .replace("return -1", "return -1, -1")
+        .replace("return 0", "return 0, 0")
+        .replace("return 1", "return 1, 1")
+    )
     x = buffers.put(np.arange(16), "int32")
     error = compile_error(module.kernel, buffers.empty(16, "int32"), x, x, BLOCK=16)
     assert "map_elementwise" in str(error)
