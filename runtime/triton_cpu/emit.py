@@ -169,8 +169,8 @@ class Emitter:
         with self.scope():
             yield loop
         following = self.op(f"add {type} {loop.index}, {step}")
-        # The distance to the bound is compared, so that an index near its type's limit cannot wrap into a longer loop. The index
-        # is below the bound here: the distance is exact without sign.
+        # The distance to the bound is compared, so that an index near its type's limit cannot wrap into a longer loop. With
+        # the index below the bound, the distance is exact without sign.
         distance = self.op(f"sub {type} {upper}, {loop.index}")
         again = self.op(f"icmp ugt {type} {distance}, {step}")
         latch = self.current

@@ -131,7 +131,7 @@ def to_memory(lowering: Lowering, x: Val, element: str, lanes: int) -> Text:
 
 
 def _unless_full(lowering: Lowering, mask: Text, lanes: int) -> tuple[str, str]:
-    """Branch on whether a mask holds in all lanes, and start the block where it does; return the labels of the other and the end
+    """Branch on whether a mask holds in all lanes; start the block where it does, return the other label and the end's.
 
     Masked accesses that miss the cache cost up to twice as much as plain ones, even if the mask holds everywhere. In a row,
     nearly all chunks lie on one side of its end, so the branch is predicted.

@@ -11,8 +11,9 @@ from . import scalars as s
 from .casts import as_number
 from .combine import apply_region
 from .emit import LLVM_TYPES, Text, vector_type
+from .lowering import CHEAP_TREE_OPS
 from .registry import materialiser
-from .values import INTEGER_BITS, Coord, Coords, Uniform, Val, Vector, widths_of
+from .values import INTEGER_BITS, Coord, Coords, Uniform, Val, Vector
 
 if TYPE_CHECKING:
     from .lowering import Lowering
@@ -23,6 +24,15 @@ PARALLEL_CHAINS = 4
 
 VERTICAL_CHAINS = 8
 """The same where the lanes are not along the axis; neighbouring chunks count."""
+
+UNROLLED_CHUNKS = 16
+"""Chunks along the axis, of all neighbours together, that are read without a loop."""
+
+STACKED_ROWS = 4
+"""Rows whose lanes are combined together."""
+
+SHORT_ROW_CHUNKS = 8
+"""Longest row for which that pays; longer ones are read faster one after the other."""
 
 _INFINITY = float("inf")
 _FLOAT_IDENTITIES = {
@@ -71,8 +81,11 @@ def reduce(lowering: Lowering, op: Op) -> None:
     rest = tuple(shape[d] for d in outer)
     widths = lowering.chunk_widths(shape, lane)
     outputs = [lowering.new_buffer(rest, r.element, _result_lane(outer, lane)) if rest else None for r in op.results]
-    groups = 1
-    if widths[axis] == 1 and lane != axis:
+    groups, group_dim = 1, lane
+    stacked = _stacks_rows(lowering, op, outer, widths)
+    if stacked:
+        groups, group_dim = STACKED_ROWS, outer[-1]
+    elif widths[axis] == 1 and lane != axis:
         groups = min(PARALLEL_CHAINS, shape[lane] // widths[lane])
 
     def finish(at: list[Coord], results: list[Val]) -> None:
@@ -88,13 +101,18 @@ def reduce(lowering: Lowering, op: Op) -> None:
             chunks = [list(at) for _ in range(groups)]
             for g, chunk in enumerate(chunks):
                 if g:
-                    base = e.combine((1, at[lane].base), (1, g * widths[lane]))
-                    chunk[lane] = Coord(base, widths[lane], widths[lane])
-            for chunk, results in zip(chunks, _accumulate(lowering, op, chunks, widths), strict=True):
-                finish(chunk, results)
+                    base = e.combine((1, at[group_dim].base), (1, g * widths[group_dim]))
+                    chunk[group_dim] = Coord(base, widths[group_dim], widths[group_dim])
+            sums = _accumulate(lowering, op, chunks, widths)
+            if stacked:
+                at[group_dim] = Coord(at[group_dim].base, groups, groups)
+                finish(at, [_across_rows(lowering, op, [values[0] for values in sums], widths[axis])])
+                return
+            for chunk, values in zip(chunks, sums, strict=True):
+                finish(chunk, _across_lanes(lowering, op, values, chunk, widths[axis]))
             return
         d, *others = dims
-        step = widths[d] * (groups if d == lane else 1)
+        step = widths[d] * (groups if d == group_dim else 1)
         if step == shape[d]:
             at[d] = Coord(0, widths[d])
             descend(others, at)
@@ -115,6 +133,42 @@ def reduce(lowering: Lowering, op: Op) -> None:
             lowering.buffers[value] = output
 
 
+def _stacks_rows(lowering: Lowering, op: Op, outer: list[int], widths: list[int]) -> bool:
+    """Whether the lanes of several short rows are combined together, which saves half of the shuffles."""
+    axis, shape = op.attrs["axis"], op.operands[0].shape
+    if identity(op) is None or not outer or any(widths[d] > 1 for d in outer) or shape[outer[-1]] < STACKED_ROWS:
+        return False
+    chunks = shape[axis] // widths[axis]
+    return widths[axis] >= STACKED_ROWS and chunks <= SHORT_ROW_CHUNKS and lowering.plan.cost(op.operands[0]) <= CHEAP_TREE_OPS
+
+
+def _across_rows(lowering: Lowering, op: Op, rows: list[Val], width: int) -> Val:
+    """Combine the lanes of each row; the results of the rows side by side."""
+    element, e = op.operands[0].element, lowering.e
+    kind, count = LLVM_TYPES[element], len(rows)
+    texts = [s.vector_text(e, as_number(x), width) for x in rows]
+    each = width
+
+    def combined(sides: list[Text], lanes: int) -> Text:
+        (result,) = apply_region(lowering, op.body, [Vector(t, element, (lanes,)) for t in sides])
+        return s.vector_text(e, as_number(result), lanes)
+
+    while len(texts) > 1:
+        half, folded = each // 2, []
+        for x, y in zip(texts[::2], texts[1::2], strict=True):
+            starts = range(0, 2 * width, each)
+            sides = [e.shuffle(x, kind, width, [at + side + i for at in starts for i in range(half)], y) for side in (0, half)]
+            folded.append(combined(sides, width))
+        texts, each = folded, half
+    while each > 1:
+        half, starts = each // 2, range(0, count * each, each)
+        sides = [
+            e.shuffle(texts[0], kind, count * each, [at + side + i for at in starts for i in range(half)]) for side in (0, half)
+        ]
+        texts, each = [combined(sides, count * half)], half
+    return Vector(texts[0], element, (count,))
+
+
 def _lane(lowering: Lowering, op: Op) -> int:
     return max((lowering.natural_lane(v) for v in op.operands[:1]), default=0)
 
@@ -124,7 +178,7 @@ def _result_lane(outer: list[int], lane: int) -> int:
 
 
 def _accumulate(lowering: Lowering, op: Op, chunks: list[list[Coord]], widths: list[int]) -> list[list[Val]]:
-    """Combine along the axis at the given places; return per place the results with the axis gone."""
+    """Combine along the axis at the given places; return per place what is left in the lanes of one chunk."""
     axis, width = op.attrs["axis"], widths[op.attrs["axis"]]
     count = op.operands[0].shape[axis] // width
     neutral = identity(op)
@@ -136,6 +190,8 @@ def _accumulate(lowering: Lowering, op: Op, chunks: list[list[Coord]], widths: l
         return [lowering.eval(v, at(chunk, base)) for v in op.operands]
 
     chains = min(PARALLEL_CHAINS if width > 1 and len(chunks) == 1 else max(1, VERTICAL_CHAINS // len(chunks)), count)
+    if count * len(chunks) <= UNROLLED_CHUNKS:
+        chains = count
     if count <= chains:
         partial = [[read(chunk, c * width) for c in range(count)] for chunk in chunks]
     else:
@@ -148,12 +204,12 @@ def _accumulate(lowering: Lowering, op: Op, chunks: list[list[Coord]], widths: l
         if first < count:
             partial = _loop(lowering, op, chunks, partial, range(first, count, chains), width, read)
     results = []
-    for chunk, chain in zip(chunks, partial, strict=True):
+    for chain in partial:
         while len(chain) > 1:
             half = len(chain) // 2
             pairs = zip(chain[:half], chain[half : 2 * half], strict=True)
             chain = [apply_region(lowering, op.body, [*x, *y]) for x, y in pairs] + chain[2 * half :]
-        results.append(_across_lanes(lowering, op, chain[0], widths_of(at(chunk, 0)), chunk, width))
+        results.append(chain[0])
     return results
 
 
@@ -208,9 +264,7 @@ def _axis_widths(chunk: list[Coord], axis: int, width: int) -> list[int]:
     return [width if d == axis else c.width for d, c in enumerate(chunk)]
 
 
-def _across_lanes(
-    lowering: Lowering, op: Op, values: list[Val], widths: tuple[int, ...], chunk: list[Coord], width: int
-) -> list[Val]:
+def _across_lanes(lowering: Lowering, op: Op, values: list[Val], chunk: list[Coord], width: int) -> list[Val]:
     """Combine the lanes that lie along the axis, half with half."""
     if width == 1:
         return values
