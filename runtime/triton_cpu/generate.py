@@ -66,7 +66,7 @@ def generate(ttir_text: str, isa: Isa, options: CPUOptions) -> Generated:
     drop_identities(function)
     plan = Plan(function)
     plan_dots(plan, function, isa)
-    lowering = Lowering(plan, isa, options)
+    lowering = Lowering(isa=isa, plan=plan, options=options)
     lowering.scratch.take(lowering.e, MASKED_STORE_SLOTS, "i64")
     _bind_arguments(lowering, function)
     try:

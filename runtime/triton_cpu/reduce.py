@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from . import masks
 from . import scalars as s
 from .casts import as_number
+from .chunks import CHEAP_TREE_OPS
 from .combine import apply_region
 from .emit import LLVM_TYPES, Text, vector_type
-from .lowering import CHEAP_TREE_OPS
 from .registry import materialiser
 from .values import INTEGER_BITS, Coord, Coords, Uniform, Val, Vector
 

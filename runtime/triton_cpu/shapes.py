@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from . import scalars as s
 from .arithmetic import choose
+from .chunks import index_as
 from .emit import LLVM_TYPES
 from .errors import UnsupportedError
-from .lowering import index_as
 from .registry import evaluator, materialiser
 from .values import Affine, Coord, Coords, Number, Pointer, Uniform, Val, Vector, lanes_of, widths_of
 
