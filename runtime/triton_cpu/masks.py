@@ -19,7 +19,9 @@ from .values import Coord, Uniform
 if TYPE_CHECKING:
     from .lowering import Lowering
 
-_MONOTONE = frozenset({"slt", "sle", "sgt", "sge", "ult", "ule", "ugt", "uge"})
+_MONOTONE = frozenset({"slt", "sle", "sgt", "sge"})
+"""Comparisons that hold everywhere if they hold at both ends; without sign, an index that passes zero would not."""
+
 _LINEAR = frozenset(f"tt.{n}" for n in ("make_range", "expand_dims", "broadcast", "trans", "splat", "addptr")) | {
     "arith.extsi",
     "arith.addi",
