@@ -27,7 +27,6 @@ _FREE = frozenset({
     "arith.constant", "tt.splat", "tt.make_range", "tt.expand_dims", "tt.broadcast", "tt.trans", "tt.reshape", "tt.addptr",
     "arith.extsi", "arith.extui", "arith.trunci", "tt.bitcast", "arith.bitcast",
 })  # fmt: skip
-_MOVES = frozenset({"tt.expand_dims", "tt.broadcast", "tt.trans", "tt.reshape", "tt.join", "tt.split", "tt.cat", "tt.gather"})
 
 
 class Plan:
@@ -187,10 +186,10 @@ class Plan:
                 step in (0, 1) and step for step in self.layout.strides(target)
             ]:
                 return False
-        return all(_lane_by_lane(v, load.result, {}) for v in store.operands)
+        return all(lane_by_lane(v, load.result, {}) for v in store.operands)
 
 
-def _lane_by_lane(value: Value, source: Value, known: dict[Value, bool]) -> bool:
+def lane_by_lane(value: Value, source: Value, known: dict[Value, bool]) -> bool:
     """Whether evaluating a chunk of `value` reads `source` at that chunk only, or not at all.
 
     Scalars and what is computed whole were computed before the nest.
@@ -200,7 +199,7 @@ def _lane_by_lane(value: Value, source: Value, known: dict[Value, bool]) -> bool
     if value not in known:
         op = value.op
         if op.name in ELEMENTWISE or op.name == "tt.load" or op.name == "tt.addptr":
-            known[value] = all(_lane_by_lane(v, source, known) for v in op.operands)
+            known[value] = all(lane_by_lane(v, source, known) for v in op.operands)
         else:
             known[value] = not _reads(value, source, {})
     return known[value]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import scalars as s
-from .analysis import _lane_by_lane
+from .analysis import lane_by_lane
+from .buffers import Buffer
 from .casts import as_number
 from .emit import LLVM_TYPES, Text
 from .lowering import Induction
@@ -186,30 +187,23 @@ def _update_buffers(lowering: Lowering, pairs: list[tuple[Carried, Value]]) -> N
         lowering.prepare(y)
         if lowering.buffers.get(y) is not lowering.buffers[c.argument]:
             pending.append((c, y))
+    copies: dict[Value, Buffer] = {}
     for c, y in pending:
         if y in arguments:
             # A rotation: the old value of another argument must survive that argument's own update.
-            _copy_out(lowering, y)
+            old = lowering.buffers[y]
+            copies[y] = lowering.new_buffer(old.shape, old.element, old.lane)
+            lowering.copy_buffer(old, copies[y])
         elif y not in lowering.buffers:
             reads_others = _reads_lazily(lowering, y, arguments - {c.argument}, set())
-            if reads_others or not _lane_by_lane(y, c.argument, {}):
+            if reads_others or not lane_by_lane(y, c.argument, {}):
                 lowering.materialise(y)
     for c, y in pending:
         buffer = lowering.buffers[c.argument]
-        source = lowering.rotated.get(y)
-
-        if source is None:
-            lowering.store_all(buffer, y)
+        if y in copies:
+            lowering.copy_buffer(copies[y], buffer)
         else:
-            lowering.copy_buffer(source, buffer)
-    lowering.rotated.clear()
-
-
-def _copy_out(lowering: Lowering, value: Value) -> None:
-    old = lowering.buffers[value]
-    copy = lowering.new_buffer(old.shape, old.element, old.lane)
-    lowering.copy_buffer(old, copy)
-    lowering.rotated[value] = copy
+            lowering.store_all(buffer, y)
 
 
 def _reads_lazily(lowering: Lowering, value: Value, targets: set[Value], seen: set[Value]) -> bool:

@@ -49,8 +49,6 @@ class Lowering(Chunks):
     inductions: dict[Value, Induction] = field(default_factory=dict)
     saving: dict[Value, Buffer] = field(default_factory=dict)
     """Values to store into a buffer when a chunk of them is evaluated in the nest being emitted."""
-    rotated: dict[Value, Buffer] = field(default_factory=dict)
-    """Copies of loop-carried tensors that another one takes over at the end of an iteration."""
     in_place: dict[Value, Value] = field(default_factory=dict)
     """Results that may be written over the buffer of a loop-carried value."""
     assumed: frozenset[Value] = frozenset()
