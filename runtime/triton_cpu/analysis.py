@@ -186,33 +186,41 @@ class Plan:
                 step in (0, 1) and step for step in self.layout.strides(target)
             ]:
                 return False
-        return all(lane_by_lane(v, load.result, {}) for v in store.operands)
+        return all(lane_by_lane(v, load.result) for v in store.operands)
 
 
-def lane_by_lane(value: Value, source: Value, known: dict[Value, bool]) -> bool:
+def lane_by_lane(value: Value, source: Value) -> bool:
     """Whether evaluating a chunk of `value` reads `source` at that chunk only, or not at all.
 
     Scalars and what is computed whole were computed before the nest.
     """
-    if value is source or value.op is None or not value.shape or value.op.name in MATERIALISERS:
-        return True
-    if value not in known:
-        op = value.op
-        if op.name in ELEMENTWISE or op.name == "tt.load" or op.name == "tt.addptr":
-            known[value] = all(lane_by_lane(v, source, known) for v in op.operands)
-        else:
-            known[value] = not _reads(value, source, {})
-    return known[value]
+    stack, seen, moved = [value], {value}, []
+    while stack:
+        at = stack.pop()
+        op = at.op
+        if at is source or op is None or not at.shape or op.name in MATERIALISERS:
+            continue
+        if op.name not in ELEMENTWISE and op.name != "tt.load":
+            moved.append(at)
+            continue
+        stack.extend(v for v in op.operands if v not in seen)
+        seen.update(op.operands)
+    return not _reads(moved, source)
 
 
-def _reads(value: Value, source: Value, known: dict[Value, bool]) -> bool:
-    if value is source:
-        return True
-    if value not in known:
-        op = value.op
-        lazy = op is not None and bool(value.shape) and op.name not in MATERIALISERS
-        known[value] = lazy and any(_reads(v, source, known) for v in op.operands)  # type: ignore[union-attr]
-    return known[value]
+def _reads(values: list[Value], source: Value) -> bool:
+    """Whether evaluating one of `values` reads `source`."""
+    stack, seen = list(values), set(values)
+    while stack:
+        at = stack.pop()
+        if at is source:
+            return True
+        op = at.op
+        if op is None or not at.shape or op.name in MATERIALISERS:
+            continue
+        stack.extend(v for v in op.operands if v not in seen)
+        seen.update(op.operands)
+    return False
 
 
 def _base(pointer: Value) -> Value | None:

@@ -196,7 +196,7 @@ def _update_buffers(lowering: Lowering, pairs: list[tuple[Carried, Value]]) -> N
             lowering.copy_buffer(old, copies[y])
         elif y not in lowering.buffers:
             reads_others = _reads_lazily(lowering, y, arguments - {c.argument}, set())
-            if reads_others or not lane_by_lane(y, c.argument, {}):
+            if reads_others or not lane_by_lane(y, c.argument):
                 lowering.materialise(y)
     for c, y in pending:
         buffer = lowering.buffers[c.argument]

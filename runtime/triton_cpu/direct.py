@@ -35,7 +35,25 @@ def source(lowering: Lowering, value: Value) -> tuple[Value, list[int]] | None:
         return None
     if len(op.operands) > 1 and not masks.is_monotone(lowering, op.operands[1]):
         return None
-    return (value, order) if masks.is_affine(lowering, op.operands[0], remainders=True) else None
+    pointer = op.operands[0]
+    # The first, second and last address show whether one remainder wraps; two could cancel there.
+    fits = masks.is_affine(lowering, pointer, remainders=True) and _remainders(lowering, pointer) <= 1
+    return (value, order) if fits else None
+
+
+def _remainders(lowering: Lowering, pointer: Value) -> int:
+    """Number of remainders that an affine pointer is made from."""
+    stack, seen, count = [pointer], {pointer}, 0
+    while stack:
+        at = stack.pop()
+        if at in lowering.inductions:
+            inputs = [lowering.inductions[at].initial]
+        else:
+            inputs = at.op.operands if at.op is not None and at.shape else []
+            count += at.op is not None and bool(at.shape) and at.op.name in ("arith.remsi", "arith.remui")
+        stack.extend(v for v in inputs if v not in seen)
+        seen.update(inputs)
+    return count
 
 
 def suits_vectors(lowering: Lowering, load: Value, order: list[int], lane: int) -> bool:

@@ -286,7 +286,7 @@ def find_in_place(lowering: Lowering, carried: list[Carried], produced: list[Val
         sources = [c.argument, *reversed(chain[1:])]
         targets = list(reversed(chain))
         if chain and all(
-            _feeds_only(source, target.op) and lane_by_lane(target.op.operands[2], source, {})  # type: ignore[arg-type, union-attr]
+            _feeds_only(source, target.op) and lane_by_lane(target.op.operands[2], source)  # type: ignore[arg-type, union-attr]
             for source, target in zip(sources, targets, strict=True)
         ):
             for target in targets:
