@@ -33,7 +33,7 @@ from conformance_buffers import Buffers  # noqa: E402
 
 PROPERTY = "conformance"
 BEGIN, END = "<!-- conformance table: begin -->", "<!-- conformance table: end -->"
-SECONDS = int(os.environ.get("CONFORMANCE_SECONDS", "30"))
+SECONDS = int(os.environ.get("CONFORMANCE_SECONDS", "120"))
 STRIDE = int(os.environ.get("CONFORMANCE_STRIDE", "1"))
 """Of the collected tests, one in this many is run."""
 
