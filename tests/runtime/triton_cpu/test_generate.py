@@ -10,7 +10,7 @@ import pytest
 import triton
 import triton.language as tl
 
-from graphwright.runtime.triton_cpu import isa, jit
+from graphwright.runtime.triton_cpu import isa, jit, registry
 from graphwright.runtime.triton_cpu.errors import BackendError, TtirSyntaxError, UnsupportedError
 from graphwright.runtime.triton_cpu.generate import MASKED_STORE_SLOTS, generate
 from graphwright.runtime.triton_cpu.generated import Generated
@@ -126,6 +126,17 @@ def test_refused_argument() -> None:
     with pytest.raises(UnsupportedError, match=r"the type !tt\.ptr<i7>") as caught:
         lower(module("", "%p: !tt.ptr<i7>"))
     assert caught.value.line == ""
+
+
+def test_refused_without_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that knows no line gets that of the statement being lowered."""
+
+    def refuse(lowering: Any, op: Any, args: Any) -> Any:
+        raise UnsupportedError("such sums")
+
+    monkeypatch.setitem(registry.ELEMENTWISE, "arith.addf", refuse)
+    with pytest.raises(UnsupportedError, match=r"kernel\.py:9: .*such sums"):
+        lower(module('%x = arith.addf %a, %a : f32 loc("kernel.py":9:3)', "%a: f32"))
 
 
 def test_refused_inside_a_region() -> None:
