@@ -221,3 +221,19 @@ def test_strided_operands(s: int) -> None:
     """The distance of rows may be any number."""
     given, y = run(strided_kernel, s=s)
     torch.testing.assert_close(y, square(given["X"]) @ square(given["W"], s), rtol=1e-4, atol=1e-4)
+
+
+@triton.jit
+def cancelling_kernel(X, W, I, Y, m, s, B: tl.constexpr):
+    i = tl.arange(0, B)
+    place = i[:, None] * B + i[None, :]
+    rows = (i + 1) % 4 - (i + 1) % 2
+    tl.store(Y + place, tl.dot(tl.load(X + rows[:, None] * B + i[None, :]), tl.load(W + place)))
+
+
+def test_remainders_that_cancel() -> None:
+    """Rows that wrap twice, and are at the end where they would be without, are copied."""
+    given, y = run(cancelling_kernel)
+    i = torch.arange(32)
+    x = square(given["X"])[(i + 1) % 4 - (i + 1) % 2]
+    torch.testing.assert_close(y, x @ square(given["W"]), rtol=1e-4, atol=1e-4)
