@@ -20,6 +20,7 @@ from . import (
 )
 from .analysis import Plan
 from .dot import plan_dots
+from .dot_scaled import expand_scaled_dots
 from .emit import LLVM_TYPES
 from .errors import BackendError, UnsupportedError
 from .generated import Generated
@@ -63,6 +64,7 @@ def generate(ttir_text: str, isa: Isa, options: CPUOptions) -> Generated:
         raise BackendError(f"a module must have one public function, found {len(entries)}: {', '.join(entries)}")
     function = inline_calls(functions, entries[0])
     _check_types(function)
+    expand_scaled_dots(function)
     drop_identities(function)
     plan = Plan(function)
     plan_dots(plan, function, isa)
