@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -51,6 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the collector of results."""
     config.addinivalue_line("markers", "compiled: needs a compiling backend; the interpreter cannot run it or is wrong")
+    config.addinivalue_line("markers", "since(version): uses what Triton's language has from this version on")
     config.pluginmanager.register(ConformanceTable(config), "conformance-table")
 
 
@@ -58,11 +60,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests that only a compiling backend can pass when Triton interprets, and thin out where that is asked for."""
     if STRIDE > 1:
         items[:] = items[::STRIDE]
+    for item in items:
+        marker = item.get_closest_marker("since")
+        if marker is not None and installed_triton() < tuple(int(part) for part in marker.args[0].split(".")):
+            item.add_marker(pytest.mark.skip(reason=f"Triton before {marker.args[0]} cannot express this"))
     if INTERPRETED:
         for item in items:
             item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))
             if item.get_closest_marker("compiled") or "bfloat16" in item.nodeid:
                 item.add_marker(pytest.mark.skip(reason="the interpreter cannot run this or computes it wrongly"))
+
+
+def installed_triton() -> tuple[int, int]:
+    """Return the major and minor version of Triton."""
+    major, minor, *_ = version("triton").split(".")
+    return int(major), int(minor)
 
 
 class ConformanceTable:

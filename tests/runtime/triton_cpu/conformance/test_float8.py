@@ -221,6 +221,7 @@ def kernel(out, x_ptr, y_ptr, N: tl.constexpr):
     assert_same(out, expected.astype(np.int8))
 
 
+@pytest.mark.since("3.7")
 @pytest.mark.parametrize("dtype", FLOAT8)
 def test_float8_constants_and_where(dtype, rng, buffers, covers):
     """Constants, masked loads with `other`, and selections hold float8."""

@@ -285,6 +285,7 @@ def test_cat(dtype, rng, buffers, covers):
     assert_same(np.sort(found.numpy()), np.sort(np.concatenate([x, y])))
 
 
+@pytest.mark.since("3.7")
 @pytest.mark.compiled
 def test_cat_in_order(rng, buffers, covers):
     """`cat` without reordering puts the first tensor before the second."""
@@ -330,6 +331,7 @@ def test_swizzle2d(rows, columns, group, buffers, covers):
     assert_same(out, expected)
 
 
+@pytest.mark.since("3.7")
 @pytest.mark.compiled
 def test_squeeze_and_unsqueeze(rng, buffers, covers):
     """`squeeze` drops and `unsqueeze` inserts a dimension of one."""
