@@ -19,6 +19,7 @@ from . import (
     shapes,
 )
 from .analysis import Plan
+from .combine import expand_packed_maps
 from .dot import plan_dots
 from .dot_scaled import expand_scaled_dots
 from .emit import LLVM_TYPES
@@ -65,6 +66,7 @@ def generate(ttir_text: str, isa: Isa, options: CPUOptions) -> Generated:
     function = inline_calls(functions, entries[0])
     _check_types(function)
     expand_scaled_dots(function)
+    expand_packed_maps(function)
     drop_identities(function)
     plan = Plan(function)
     plan_dots(plan, function, isa)

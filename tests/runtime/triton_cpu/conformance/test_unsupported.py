@@ -52,47 +52,21 @@ def test_unsupported_operations(name, buffers, covers):
     assert (out == before).all()
 
 
-MAP = """@triton.jit
-def order(a, b):
-    if a < b:
-        return -1
-    elif a == b:
-        return 0
-    else:
-        return 1
+def test_map_elementwise_in_packs_larger_than_the_tensor(buffers, covers):
+    """`map_elementwise` of more elements at a time than there are is refused by name, with the line that calls it."""
+    covers("map_elementwise in packs larger than the tensor", "any", supported=False)
+    module = module_from("""@triton.jit
+def same(a, b, c, d):
+    return a, b, c, d
 
 
 @triton.jit
-def kernel(out, x_ptr, y_ptr, BLOCK: tl.constexpr):
-    offsets = tl.arange(0, BLOCK)
-    x, y = tl.load(x_ptr + offsets), tl.load(y_ptr + offsets)
-    tl.store(out + offsets, tl.map_elementwise(order, x, y))
-"""
-
-
-def test_map_elementwise(buffers, rng, covers):
-    """`map_elementwise` applies a function of scalars, branches included, to each element."""
-    covers("map_elementwise", "int32")
-    module = module_from(MAP)
-    x, y = rng.integers(-3, 3, 128), rng.integers(-3, 3, 128)
-    out = buffers.empty(128, "int32")
-    module.kernel[(1,)](out, buffers.put(x, "int32"), buffers.put(y, "int32"), BLOCK=128)
-    assert (out.numpy() == np.sign(x - y)).all()
-
-
-def test_map_elementwise_in_packs(buffers, covers):
-    """`map_elementwise` of several elements at a time is refused by name, with the line that calls it."""
-    covers("map_elementwise in packs", "any", supported=False)
-    module = module_from(
-        MAP.replace("(a, b):", "(a, b, c, d):")
-        .replace("map_elementwise(order, x, y)", "map_elementwise(order, x, y, pack=2)[0]")
-        .replace("return -1", "return -1, -1")
-        .replace("return 0", "return 0, 0")
-        .replace("return 1", "return 1, 1")
-    )
-    x = buffers.put(np.arange(16), "int32")
-    error = compile_error(module.kernel, buffers.empty(16, "int32"), x, x, BLOCK=16)
-    assert "map_elementwise" in str(error)
+def kernel(out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(out + i, tl.map_elementwise(same, i, pack=4)[0])
+""")
+    error = compile_error(module.kernel, buffers.empty(2, "int32"), N=2)
+    assert "map_elementwise that takes 4 of 2 elements" in str(error)
     line = int(re.search(rf"{re.escape(module.__name__)}\.py:(\d+)", str(error))[1])
     assert "map_elementwise" in Path(module.__file__).read_text().splitlines()[line - 1]
 
