@@ -132,45 +132,65 @@ def _slice(lowering: Lowering, x: Buffer | Operand, batch: list[int | Text], tra
 def operands(lowering: Lowering, op: Op) -> tuple[Buffer | Operand, Buffer | Operand]:
     """The operands of a product in memory: (broadcast, vectors)."""
     broadcast, vectors = _roles(lowering, op)
-    return operand(lowering, op, broadcast), operand(lowering, op, vectors)
+    return operand(lowering, op, broadcast, as_vectors=False), operand(lowering, op, vectors, as_vectors=True)
 
 
-def operand(lowering: Lowering, op: Op, value: Value) -> Buffer | Operand:
+def operand(lowering: Lowering, op: Op, value: Value, *, as_vectors: bool) -> Buffer | Operand:
     """An operand in the form that its product wants; one that is already there is used again."""
     if value.element not in (*NARROW, "f32", "f64", "i8", "i16", "i32"):
         raise UnsupportedError(f"tl.dot on {value.element}", op.line)
-    as_vectors = value is _roles(lowering, op)[1]
+    transposed = op in lowering.plan.transposed
+    rank = len(value.shape)
     if op in lowering.plan.grouped:
         packing = _grouping(lowering.isa, op)
         assert packing is not None
         if as_vectors:
-            return _grouped_vectors(lowering, op, value, packing)
-        return _converted(lowering, value, packing.element, as_vectors=False)
+            return _grouped_vectors(lowering, value, packing, transposed=transposed)
+        k_dim = rank - 2 if transposed else rank - 1
+        return _converted(lowering, value, packing.element, k_dim, as_vectors=False)
     element = "f32" if value.element in NARROW else value.element
-    return _converted(lowering, value, element, as_vectors=as_vectors)
+    if not as_vectors:
+        return _converted(lowering, value, element, None, as_vectors=False)
+    return _converted(lowering, value, element, rank - 2 if transposed else rank - 1, as_vectors=True)
 
 
-def _converted(lowering: Lowering, value: Value, element: str, *, as_vectors: bool) -> Buffer:
-    """A tensor as a matrix of `element`: in memory where it can be read there, else copied into scratch."""
-    key: Any = value if element == value.element else (element, value)
-    if key in lowering.buffers:
-        return lowering.buffers[key]
-    if element == value.element:
-        found = _read_directly(lowering, value, as_vectors)
+def _converted(lowering: Lowering, value: Value, element: str, lane: int | None, *, as_vectors: bool) -> Buffer:
+    """A tensor as a matrix of `element`: in memory where it can be read there, else copied into scratch.
+
+    Args:
+        lowering: the kernel.
+        value: the tensor.
+        element: element type wanted.
+        lane: the dimension whose elements must lie side by side; None for any. Two products may want different ones.
+        as_vectors: whether the product reads it as vectors.
+    """
+
+    def held(key: Any) -> Buffer | None:
+        found = lowering.buffers.get(key)
+        fits = found is not None and (lane is None or found.strides[lane] == 1 or found.shape[lane] == 1)
+        return found if fits else None
+
+    plain: Any = value if element == value.element else (element, value)
+    keys = (plain, (element, value, lane))
+    for key in keys:
+        found = held(key)
         if found is not None:
-            lowering.buffers[key] = found
             return found
-    lowering.buffers[key] = _copied(lowering, value, element, as_vectors=as_vectors)
-    return lowering.buffers[key]
+    made = _read_directly(lowering, value, lane, as_vectors) if element == value.element else None
+    if made is None:
+        lowering.prepare(value)
+        found = held(plain)
+        if found is not None:
+            return found
+        made = _copied(lowering, value, element, lane, as_vectors=as_vectors)
+    lowering.buffers[keys[0] if plain not in lowering.buffers else keys[1]] = made
+    return made
 
 
-def _copied(lowering: Lowering, value: Value, element: str, *, as_vectors: bool) -> Buffer:
-    lowering.prepare(value)
-    if element == value.element and value in lowering.buffers:
-        return lowering.buffers[value]
-    lane = lowering.plan.layout.lane(value)
-    padded = as_vectors and value.shape[lane] * BYTES[element] >= PADDED_ROW_BYTES
-    buffer = lowering.new_buffer(value.shape, element, lane, 64 // BYTES[element] if padded else 0)
+def _copied(lowering: Lowering, value: Value, element: str, lane: int | None, *, as_vectors: bool) -> Buffer:
+    along = lowering.plan.layout.lane(value) if lane is None else lane
+    padded = as_vectors and value.shape[along] * BYTES[element] >= PADDED_ROW_BYTES
+    buffer = lowering.new_buffer(value.shape, element, along, 64 // BYTES[element] if padded else 0)
     _fill(lowering, value, buffer)
     return buffer
 
@@ -194,13 +214,14 @@ def _as_element(lowering: Lowering, x: Any, element: str) -> Any:
     return convert_float(lowering, x, element)
 
 
-def _read_directly(lowering: Lowering, value: Value, as_vectors: bool) -> Buffer | None:
+def _read_directly(lowering: Lowering, value: Value, lane: int | None, as_vectors: bool) -> Buffer | None:
     found = direct.source(lowering, value)
     if found is None:
         return None
     load, order = found
-    lane = lowering.plan.layout.lane(value)
-    if as_vectors and not direct.suits_vectors(lowering, load, order, lane):
+    if lane is None:
+        lane = lowering.plan.layout.lane(value)
+    elif not direct.suits_vectors(lowering, load, order, lane):
         return None
     view = direct.in_memory(lowering, load, order)
     if view is None:
@@ -228,10 +249,10 @@ def _read_directly(lowering: Lowering, value: Value, as_vectors: bool) -> Buffer
     return Buffer(str(pointer), value.shape, strides, value.element)
 
 
-def _grouped_vectors(lowering: Lowering, op: Op, value: Value, packing: Packing) -> Operand:
-    if value in lowering.packed:
-        return lowering.packed[value]
-    transposed = op in lowering.plan.transposed
+def _grouped_vectors(lowering: Lowering, value: Value, packing: Packing, *, transposed: bool) -> Operand:
+    key = (value, packing, transposed)
+    if key in lowering.packed:
+        return lowering.packed[key]
     k, n = value.shape[:: -1 if transposed else 1]
     lowering.prepare(value)
     if lowering.natural_lane(value) != (0 if transposed else 1):
@@ -249,7 +270,7 @@ def _grouped_vectors(lowering: Lowering, op: Op, value: Value, packing: Packing)
         filled.append(pack(lowering.e, lowering.isa, packing, k, n, value.element, load, target))
 
     masks.versioned(lowering, [value], nest)
-    lowering.packed[value] = filled[0]
+    lowering.packed[key] = filled[0]
     return filled[0]
 
 
@@ -258,9 +279,9 @@ def hoist_operands(lowering: Lowering, op: Op) -> None:
     for inner in op.walk():
         if inner.name != "tt.dot":
             continue
-        for value in inner.operands[:2]:
+        for value, as_vectors in zip(_roles(lowering, inner), (False, True), strict=True):
             if not _is_inside(value, op):
-                operand(lowering, inner, value)
+                operand(lowering, inner, value, as_vectors=as_vectors)
 
 
 def _is_inside(value: Value, op: Op) -> bool:

@@ -44,7 +44,7 @@ class Lowering(Chunks):
     """Scalars (and, while a combine region is applied, its lanes)."""
     buffers: dict[object, Buffer] = field(default_factory=dict)
     """Materialised tensors by value; converted copies under other keys."""
-    packed: dict[Value, Operand] = field(default_factory=dict)
+    packed: dict[object, Operand] = field(default_factory=dict)
     """Operands of products in the grouped form of their instruction."""
     inductions: dict[Value, Induction] = field(default_factory=dict)
     saving: dict[Value, Buffer] = field(default_factory=dict)

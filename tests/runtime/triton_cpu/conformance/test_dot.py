@@ -416,3 +416,30 @@ def test_mismatched_operands_are_refused(rng, buffers):
     for body in ("result = tl.dot(x, y.to(tl.float16))", "result = tl.dot(x, tl.trans(tl.reshape(y, (8, 32))))"):
         with pytest.raises(triton.TritonError):
             run_dot(buffers, x, y, "float32", "float32", body)
+
+
+@triton.jit
+def shared_tile_kernel(out, a_ptr, b_ptr, d_ptr, N: tl.constexpr):
+    i = tl.arange(0, N)
+    rows, columns = i[:, None] * N + i[None, :], i[:, None] + i[None, :] * N
+    a, b, d = tl.load(a_ptr + columns), tl.load(b_ptr + columns), tl.load(d_ptr + rows)
+    tl.store(out + rows, tl.dot(a, b).to(out.dtype.element_ty))
+    tl.store(out + N * N + rows, tl.dot(d, a).to(out.dtype.element_ty))
+    tl.store(out + 2 * N * N + rows, tl.dot(a, a).to(out.dtype.element_ty))
+    tl.store(out + 3 * N * N + rows, tl.dot(tl.trans(a), a).to(out.dtype.element_ty))
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8"])
+@pytest.mark.parametrize("n", [16, 32, 64])
+def test_one_tile_in_several_products(n, dtype, rng, buffers, covers):
+    """A tile may be a left operand, a right one, transposed, or both operands, of several products."""
+    covers("dot of shared tiles", dtype)
+    numbers = [random_values(rng, (n, n), dtype) for _ in range(3)]
+    tensors = [buffers.put(x, dtype) for x in numbers]
+    out = buffers.empty((4, n, n), "int32" if dtype == "int8" else "float32")
+    shared_tile_kernel[(1,)](out, *tensors, N=n)
+    a, b, d = (t.double().numpy() for t in tensors)
+    a, b = a.T, b.T
+    for found, expected in zip(out, (a @ b, d @ a, a @ a, a.T @ a), strict=True):
+        assert_error_ratio(found, expected, 1e-5)
