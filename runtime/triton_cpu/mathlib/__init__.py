@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from . import (
     basic,
+    bessel,
     conversion,
     errorfunction,
     exponential,
@@ -25,7 +26,7 @@ from . import (
 from .registry import FUNCTIONS, Function, call, find
 
 _MODULES = (
-    basic, conversion, errorfunction, exponential, hyperbolic, integer, libm, logarithm, normal, powers, trigonometric,
+    basic, bessel, conversion, errorfunction, exponential, hyperbolic, integer, libm, logarithm, normal, powers, trigonometric,
 )  # fmt: skip
 """Importing them fills the table."""
 

@@ -48,6 +48,8 @@ OTHERS: dict[str, tuple[str, str]] = {
     "longlong_as_double": ("i64_as_f64", "i64"), "double_as_longlong": ("f64_as_i64", "f64"),
     "hiloint2double": ("hiloint2double", "f64"), "double2hiint": ("double2hiint", "f64"),
     "double2loint": ("double2loint", "f64"),
+    "cyl_bessel_i0f": ("i0", "f32"), "cyl_bessel_i0": ("i0", "f64"),
+    "cyl_bessel_i1f": ("i1", "f32"), "cyl_bessel_i1": ("i1", "f64"),
 }  # fmt: skip
 """Symbols, without `__nv_`, whose names follow no rule."""
 

@@ -52,6 +52,8 @@ UNARY = {
     "atanh": (wide(np.arctanh), -0.99, 0.99, 5, 5),
     "erf": (double(scipy.special.erf), -4, 4, 4, 6),
     "erfc": (double(scipy.special.erfc), -4, 4, 6, 12),
+    "cyl_bessel_i0": (double(scipy.special.i0), -30, 30, 1, 12),
+    "cyl_bessel_i1": (double(scipy.special.i1), -30, 30, 1, 12),
 }
 
 
