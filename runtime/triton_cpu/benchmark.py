@@ -70,13 +70,15 @@ class CPUInterface:
 
 def do_bench(
     fn: Callable[[], object],
-    warmup: float = 25,
-    rep: float = 100,
+    warmup: float = 5,
+    rep: float = 25,
     grad_to_none: Iterable[Any] | None = None,
     quantiles: Sequence[float] | None = None,
     return_mode: str = "mean",
 ) -> Any:
     """Measure a function as `triton.testing.do_bench` does, but with the CPU's caches as the previous call left them.
+
+    Tuners written for GPUs try dozens of configurations, many of which are the same here: the times are short by default.
 
     Args:
         fn: the function.

@@ -12,6 +12,12 @@ from . import isa
 CHECKED_VARIABLE = "TRITON_CPU_CHECKED"
 """Set to 1, kernels compare every access with the extents of the tensors passed to the launch."""
 
+GPU_ONLY = frozenset({"num_warps", "num_ctas", "num_stages", "warp_size", "maxnreg", "cluster_dims"}) | {
+    "launch_cooperative_grid",
+    "launch_pdl",
+}
+"""Options that are accepted and change nothing."""
+
 _TRUE = frozenset({"1", "true", "on", "yes", "y"})
 
 
@@ -60,8 +66,13 @@ class CPUOptions:
             raise AssertionError(f"num_warps must be a power of 2, got {self.num_warps}")
 
     def hash(self) -> str:
-        """Return a key that differs between different options."""
-        return hashlib.sha256(repr(sorted(asdict(self).items())).encode()).hexdigest()
+        """Return a key that differs between options that give different code.
+
+        What describes a GPU is left out, so that the configurations of an autotuner that differ in nothing else are compiled
+        once.
+        """
+        chosen = {name: value for name, value in asdict(self).items() if name not in GPU_ONLY}
+        return hashlib.sha256(repr(sorted(chosen.items())).encode()).hexdigest()
 
 
 def parse_options(given: dict[str, Any], *, fp_fusion: bool) -> CPUOptions:
