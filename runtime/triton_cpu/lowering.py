@@ -112,7 +112,12 @@ class Lowering(Chunks):
         handler = ELEMENTWISE.get(op.name)
         if handler is None:
             raise UnsupportedError(f"{op.name} on {', '.join(str(v.type) for v in op.operands) or op.result.type}", op.line)
-        return handler(self, op, args)
+        try:
+            return handler(self, op, args)
+        except UnsupportedError as error:
+            if error.line:
+                raise
+            raise UnsupportedError(f"{op.name}: {error.what}", op.line) from error
 
     def scalar(self, value: Value) -> Uniform:
         """A scalar that is a number."""

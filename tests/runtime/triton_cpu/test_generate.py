@@ -139,6 +139,21 @@ def test_refused_without_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
         lower(module('%x = arith.addf %a, %a : f32 loc("kernel.py":9:3)', "%a: f32"))
 
 
+def test_refused_lane_by_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that knows no line names the operation and its line, also where a later statement asks for its result."""
+
+    def refuse(lowering: Any, op: Any, args: Any) -> Any:
+        raise UnsupportedError("such sums")
+
+    monkeypatch.setitem(registry.ELEMENTWISE, "arith.addf", refuse)
+    lines = """%x = tt.splat %a : f32 -> tensor<16xf32>
+%y = arith.addf %x, %x : tensor<16xf32> loc("kernel.py":9:3)
+%q = tt.splat %p : !tt.ptr<f32> -> tensor<16x!tt.ptr<f32>>
+tt.store %q, %y : tensor<16x!tt.ptr<f32>> loc("kernel.py":10:3)"""
+    with pytest.raises(UnsupportedError, match=r"kernel\.py:9: .*arith\.addf: such sums"):
+        lower(module(lines, "%a: f32, %p: !tt.ptr<f32>"))
+
+
 def test_refused_inside_a_region() -> None:
     """What is refused deep inside a loop is named with its own line."""
     lines = """%c = arith.constant 1 : i32

@@ -71,6 +71,27 @@ def kernel(out, N: tl.constexpr):
     assert "map_elementwise" in Path(module.__file__).read_text().splitlines()[line - 1]
 
 
+def test_loops_in_mapped_functions(buffers, covers):
+    """A loop in a function of scalars is refused by name, with its own line."""
+    covers("map_elementwise with loops", "any", supported=False)
+    module = module_from("""@triton.jit
+def halve(a):
+    while a > 3:
+        a = a // 2
+    return a
+
+
+@triton.jit
+def kernel(out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(out + i, tl.map_elementwise(halve, i))
+""")
+    error = compile_error(module.kernel, buffers.empty(16, "int32"), N=16)
+    assert "scf.while" in str(error)
+    line = int(re.search(rf"{re.escape(module.__name__)}\.py:(\d+)", str(error))[1])
+    assert "while" in Path(module.__file__).read_text().splitlines()[line - 1]
+
+
 def test_unknown_libdevice_functions(buffers, covers):
     """A libdevice function without a counterpart is refused by its symbol, with the line that calls it."""
     covers("libdevice.add_rd", "float32", supported=False)
