@@ -200,3 +200,12 @@ def test_wrong_options(argv: list[str], message: str, capsys: pytest.CaptureFixt
 def test_every_kernel_has_a_quick_case() -> None:
     """A quick run leaves no kernel out."""
     assert [name for name, build in cases.KERNELS.items() if not any(make().quick for make in build())] == []
+
+
+def test_bench_writes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--markdown` writes the table with the hardware named."""
+    page = tmp_path / "page.md"
+    assert cli.main(["bench", "--kernel", "launch-prepared", "--threads", "1", "--repeat", "1", "--markdown", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("# ")
+    assert "| launch-prepared | add of 1024 elements | torch.add(out=) |" in text

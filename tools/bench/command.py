@@ -31,10 +31,17 @@ def _threads(context: click.Context, parameter: click.Parameter, text: str) -> l
 @click.option("--threads", default="1,2", show_default=True, callback=_threads, help="Numbers of threads, with commas.")
 @click.option("--repeat", type=click.IntRange(1), help="Pairs of measurements per comparison.  [default: 11; 5 if quick]")
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the results here.")
+@click.option("--markdown", "page", type=click.Path(path_type=Path, dir_okay=False), help="Also write the table here.")
 @click.option("--quick", is_flag=True, help="Measure the small cases only.")
 @click.pass_context
 def bench(
-    context: click.Context, names: tuple[str, ...], threads: list[int], repeat: int | None, json_path: Path | None, quick: bool
+    context: click.Context,
+    names: tuple[str, ...],
+    threads: list[int],
+    repeat: int | None,
+    json_path: Path | None,
+    page: Path | None,
+    quick: bool,
 ) -> None:
     """Compare Triton kernels on this CPU with PyTorch.
 
@@ -49,7 +56,7 @@ def bench(
 
     from .cases import KERNELS
     from .measure import keep_memory, measure
-    from .report import rows, to_json, to_table
+    from .report import rows, to_json, to_markdown, to_table
 
     for name in names:
         if name not in KERNELS:
@@ -71,6 +78,8 @@ def bench(
                 # Written every time, so that a run that is stopped leaves what it has measured.
                 if json_path is not None:
                     json_path.write_text(json.dumps(to_json(measurements), indent=2) + "\n")
+                if page is not None:
+                    page.write_text(to_markdown(measurements, threads))
                 for row in rows(measurement, threads):
                     table.add_row(*row)
                 live.refresh()

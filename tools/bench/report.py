@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from .measure import Comparison, Measurement
 
@@ -52,6 +53,30 @@ def _ratio(comparison: Comparison, threads: int) -> str:
     if comparison.bar is None:
         return text
     return f"[green]{text}[/green]" if timing.ratio >= comparison.bar else f"[yellow]{text} *[/yellow]"
+
+
+def to_markdown(measurements: Sequence[Measurement], threads: Sequence[int]) -> str:
+    """Return the table as a page in Markdown, with a description of the machine."""
+    machine = to_json(measurements)["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    columns = ["kernel", "case", "against", *(f"{n} thread{'s' if n > 1 else ''}" for n in threads), "bar", "ms", "error"]
+    lines = [
+        f"# {machine['cpu']}, {machine['cores']} cores, {machine['isa']} ({', '.join(machine['isa_features'])})",
+        "",
+        f"Written by `graphwright bench --markdown PATH` with Python {machine['python']}, {packages}.",
+        "",
+        "A number is the time of the rival divided by the time of our kernel, the median of interleaved pairs: above 1, ours",
+        "is faster. `*`: below the bar.",
+        "[What a number means](README.md).",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+    ]
+    for measurement in measurements:
+        for row in rows(measurement, threads):
+            cells = [Text.from_markup(cell).plain.strip() for cell in row[: len(columns)]]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def to_json(measurements: Sequence[Measurement]) -> dict[str, Any]:
