@@ -182,6 +182,7 @@ def batched_kernel(out, x, x_scale, y, y_scale, B: tl.constexpr, M: tl.constexpr
     tl.store(out + b * M * N + m * N + n, tl.dot_scaled(left, left_scale, "e2m1", right, right_scale, "e4m3"))
 
 
+@pytest.mark.since("3.7")
 @pytest.mark.parametrize(("b", "m", "n", "k"), [(1, 16, 16, 32), (2, 32, 16, 64), (4, 16, 32, 32)])
 def test_batches(b, m, n, k, rng, buffers, covers):
     """Tensors of rank three are multiplied matrix by matrix."""
