@@ -46,6 +46,7 @@ class Plan:
         """Products by instructions that take several k at a time."""
         self.outside_uses = uses_by_region(function)
         self._costs: dict[Value, int] = {}
+        self._depths: dict[Value, int] = {}
         self._ops = list(function.walk())
         self._ends = {op: max(o.position for o in op.walk()) for op in self._ops if op.regions}
         self._demands: dict[Value, int] = {}
@@ -121,10 +122,9 @@ class Plan:
         op = value.op
         if op is None or limit == 0 or value in self.planned or op.name in MATERIALISERS or op.name in STATEMENTS:
             return 0
-        depths = self.__dict__.setdefault("_depths", {})
-        if value not in depths:
-            depths[value] = 1 + max((self._depth(v, limit - 1) for v in op.operands), default=0)
-        return int(depths[value])
+        if value not in self._depths:
+            self._depths[value] = 1 + max((self._depth(v, limit - 1) for v in op.operands), default=0)
+        return self._depths[value]
 
     # -- memory order -------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ bits: LLVM's own bfloat becomes library calls on most CPUs.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -102,8 +103,6 @@ def convert_float(lowering: Lowering, x: Number, target: str, *, toward_zero: bo
 
 
 def _rounded(value: float, element: str) -> float:
-    import struct
-
     if element == "f64" or value != value:
         return value
     if element in fp8.FORMATS:
