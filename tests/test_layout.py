@@ -49,7 +49,7 @@ GRAPH = frozenset({"torch", "sympy", "networkx"})
 ROOMS = {
     "graphwright.ir": Room((), GRAPH),
     "graphwright.passes": Room(("graphwright.ir",), GRAPH),
-    "graphwright.codegen": Room(("graphwright.ir", "graphwright.runtime.artifact"), GRAPH | {"triton"}),
+    "graphwright.codegen": Room(("graphwright.ir", "graphwright.runtime.schedule"), GRAPH | {"triton"}),
     "graphwright.runtime": Room(
         ("graphwright.ir.errors", "graphwright.ir.target"), frozenset({"torch", "triton", "numpy", "safetensors"})
     ),

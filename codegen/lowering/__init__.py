@@ -1,0 +1,1 @@
+"""Lowering: each operation as a function from output indices to a value."""

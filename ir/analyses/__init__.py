@@ -1,0 +1,1 @@
+"""Analyses: each a pure function of a graph."""

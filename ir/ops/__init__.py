@@ -1,0 +1,1 @@
+"""The operations of the `graphwright` namespace, one file a family: reference, shape rule and cost side by side."""

@@ -1,0 +1,1 @@
+"""Passes that join products which read the same input."""

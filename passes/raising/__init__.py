@@ -1,0 +1,1 @@
+"""Passes that recognise what a model spells out: attention, norms, rotary embeddings, gated feed-forwards."""
