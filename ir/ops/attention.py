@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import sympy
 import torch
 
-from .definition import computed_in, define
+from .definition import computed_in, define, expect
 
 if TYPE_CHECKING:
     from torch import fx
 
-    from ..program import Program
+    from graphwright.ir.program import Program
 
 SCHEMA = (
     "attention(Tensor q, Tensor k, Tensor v, Tensor[] operands, Tensor? sink, *, str predicate='', str bias='', "
@@ -73,8 +73,8 @@ def attention_reference(
 
 def _evaluate(text: str, scores: torch.Tensor, operands: list[torch.Tensor]) -> torch.Tensor:
     """Return the expression's values, broadcast to the scores [B, H, S, T]."""
-    from ..analyses.index_eval import evaluate
-    from ..analyses.index_text import parse
+    from graphwright.ir.analyses.index_eval import evaluate
+    from graphwright.ir.analyses.index_text import parse
 
     variables = {
         name: torch.arange(size, device=scores.device).reshape([-1 if i == at else 1 for i in range(4)])
@@ -97,16 +97,16 @@ def _fake(
     softcap: float = 0.0,
 ) -> torch.Tensor:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        torch._check(tensor.dim() == 4, lambda: f"{name} must be [batch, heads, tokens, features], got {tensor.dim()} sizes")
-        torch._check(tensor.dtype == q.dtype, lambda: f"{name} is {tensor.dtype}, q is {q.dtype}")
-        torch._check(tensor.shape[0] == q.shape[0], lambda: f"{name} has batch {tensor.shape[0]}, q has {q.shape[0]}")
-    torch._check(k.shape[3] == q.shape[3], lambda: f"k has {k.shape[3]} features, q has {q.shape[3]}")
-    torch._check(q.shape[1] % k.shape[1] == 0, lambda: f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads")
+        expect(tensor.dim() == 4, f"{name} must be [batch, heads, tokens, features], got {tensor.dim()} sizes")
+        expect(tensor.dtype == q.dtype, f"{name} is {tensor.dtype}, q is {q.dtype}")
+        expect(tensor.shape[0] == q.shape[0], f"{name} has batch {tensor.shape[0]}, q has {q.shape[0]}")
+    expect(k.shape[3] == q.shape[3], f"k has {k.shape[3]} features, q has {q.shape[3]}")
+    expect(q.shape[1] % k.shape[1] == 0, f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads")
     for at in (1, 2):
-        torch._check(k.shape[at] == v.shape[at], lambda: f"k is {tuple(k.shape)} and v {tuple(v.shape)}")
+        expect(k.shape[at] == v.shape[at], f"k is {tuple(k.shape)} and v {tuple(v.shape)}")
     if sink is not None:
-        torch._check(sink.dim() == 1, lambda: f"the sink must be [heads], got {tuple(sink.shape)}")
-        torch._check(sink.shape[0] == q.shape[1], lambda: f"the sink has {sink.shape[0]} heads, q {q.shape[1]}")
+        expect(sink.dim() == 1, f"the sink must be [heads], got {tuple(sink.shape)}")
+        expect(sink.shape[0] == q.shape[1], f"the sink has {sink.shape[0]} heads, q {q.shape[1]}")
     return q.new_empty((*q.shape[:3], v.shape[3]))
 
 

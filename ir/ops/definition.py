@@ -12,7 +12,7 @@ import torch
 if TYPE_CHECKING:
     from torch import fx
 
-    from ..program import Program
+    from graphwright.ir.program import Program
 
 NAMESPACE = "graphwright"
 
@@ -66,3 +66,8 @@ def operations() -> Mapping[str, Operation]:
 def computed_in(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which norms and softmax of values of `dtype` are computed: float32 at least."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def expect(condition: Any, message: str) -> None:
+    """Raise if arguments of an operation do not fit; a condition on a dimension becomes a fact about it."""
+    torch._check(condition, lambda: message)

@@ -10,12 +10,12 @@ import sympy
 import torch
 from torch.nn import functional
 
-from .definition import define
+from .definition import define, expect
 
 if TYPE_CHECKING:
     from torch import fx
 
-    from ..program import Program
+    from graphwright.ir.program import Program
 
 SCHEMA = "glu(Tensor gate, Tensor up, str activation) -> Tensor"
 
@@ -44,11 +44,11 @@ def glu_reference(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torc
 
 
 def _fake(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
-    torch._check(activation in ACTIVATIONS, lambda: f"no activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-    torch._check(gate.dtype == up.dtype, lambda: f"the gate is {gate.dtype}, the values are {up.dtype}")
-    torch._check(gate.dim() == up.dim(), lambda: f"the gate has {gate.dim()} dimensions, the values {up.dim()}")
+    expect(activation in ACTIVATIONS, f"no activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+    expect(gate.dtype == up.dtype, f"the gate is {gate.dtype}, the values are {up.dtype}")
+    expect(gate.dim() == up.dim(), f"the gate has {gate.dim()} dimensions, the values {up.dim()}")
     for mine, other in zip(gate.shape, up.shape, strict=True):
-        torch._check(mine == other, lambda: f"shapes differ: {tuple(gate.shape)} and {tuple(up.shape)}")
+        expect(mine == other, f"shapes differ: {tuple(gate.shape)} and {tuple(up.shape)}")
     return torch.empty_like(gate)
 
 

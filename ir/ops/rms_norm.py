@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import sympy
 import torch
 
-from .definition import computed_in, define
+from .definition import computed_in, define, expect
 
 if TYPE_CHECKING:
     from torch import fx
 
-    from ..program import Program
+    from graphwright.ir.program import Program
 
 SCHEMA = "rms_norm(Tensor x, Tensor? weight, float eps, float weight_offset=0.0, *, bool cast_before_weight=True) -> Tensor"
 
@@ -56,12 +56,12 @@ def _fake(
     *,
     cast_before_weight: bool = True,
 ) -> torch.Tensor:
-    torch._check(x.dim() > 0, lambda: "rms_norm needs a dimension to normalise over")
-    torch._check(x.is_floating_point(), lambda: f"rms_norm needs floating point values, got {x.dtype}")
+    expect(x.dim() > 0, "rms_norm needs a dimension to normalise over")
+    expect(x.is_floating_point(), f"rms_norm needs floating point values, got {x.dtype}")
     dtype = x.dtype
     if weight is not None:
-        torch._check(weight.dim() == 1, lambda: f"the weight must have one dimension, got {tuple(weight.shape)}")
-        torch._check(weight.shape[0] == x.shape[-1], lambda: f"the weight has {weight.shape[0]}, x {x.shape[-1]} features")
+        expect(weight.dim() == 1, f"the weight must have one dimension, got {tuple(weight.shape)}")
+        expect(weight.shape[0] == x.shape[-1], f"the weight has {weight.shape[0]}, x {x.shape[-1]} features")
         if cast_before_weight:
             dtype = torch.promote_types(dtype, weight.dtype)
     return x.new_empty(x.shape, dtype=dtype)

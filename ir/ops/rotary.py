@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import sympy
 import torch
 
-from .definition import define
+from .definition import define, expect
 
 if TYPE_CHECKING:
     from torch import fx
 
-    from ..program import Program
+    from graphwright.ir.program import Program
 
 SCHEMA = "rotary(Tensor x, Tensor cos, Tensor sin, *, bool interleaved=False, int? rotated=None) -> Tensor"
 
@@ -47,10 +47,10 @@ def _fake(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, interleaved: bool = False, rotated: int | None = None
 ) -> torch.Tensor:
     count = x.shape[-1] if rotated is None else rotated
-    torch._check(count % 2 == 0, lambda: f"an even number of features can be rotated, got {count}")
-    torch._check(count <= x.shape[-1], lambda: f"{count} features cannot be rotated of {x.shape[-1]}")
+    expect(count % 2 == 0, f"an even number of features can be rotated, got {count}")
+    expect(count <= x.shape[-1], f"{count} features cannot be rotated of {x.shape[-1]}")
     for table in (cos, sin):
-        torch._check(table.shape[-1] == count, lambda: f"the table has {table.shape[-1]} features, {count} are rotated")
+        expect(table.shape[-1] == count, f"the table has {table.shape[-1]} features, {count} are rotated")
     shape = torch.broadcast_shapes(x.shape[:-1], cos.shape[:-1], sin.shape[:-1])
     dtype = torch.promote_types(torch.promote_types(x.dtype, cos.dtype), sin.dtype)
     return x.new_empty((*shape, x.shape[-1]), dtype=dtype)

@@ -1,0 +1,68 @@
+"""Running passes over a program: plan, apply, verify, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from graphwright.ir.printer import print_program
+from graphwright.ir.program import Program, calls
+from graphwright.ir.records import PassRecord
+from graphwright.ir.verifier import verify
+from graphwright.passes.base import Context, Pass
+from graphwright.passes.registry import as_passes, format_pass
+
+DEFAULT_PASSES: tuple[str, ...] = ()
+"""What a compilation does to every model, in order; none of it changes values by more than rounding."""
+
+
+def run_passes(
+    program: Program,
+    passes: Iterable[Pass | str] = DEFAULT_PASSES,
+    context: Context | None = None,
+    *,
+    keep_text: bool = False,
+) -> Program:
+    """Return the program after passes; the given one is not changed.
+
+    After every pass that changed something the program is verified. What each did is in the result's `records`.
+
+    Args:
+        program: what to start from.
+        passes: in order; passes, or texts such as "fuse-projections:minimum=3".
+        context: what the passes may use beside the program.
+        keep_text: print the program after every pass that changed something, into the record.
+
+    Raises:
+        OptionError: a text names an unknown pass or option.
+        VerifyError: a pass made a program that breaks a rule; the error names the pass.
+    """
+    context = context or Context()
+    for step in as_passes(passes):
+        program = _run(program, step, context, keep_text)
+    return program
+
+
+def _run(program: Program, step: Pass, context: Context, keep_text: bool) -> Program:
+    started = time.perf_counter_ns()
+    before = sum(1 for _ in calls(program.graph))
+    plan = step.plan(program, context)
+    result = program.copy()
+    if plan.decisions:
+        result = step.apply(program, plan)
+        try:
+            verify(result)
+        except Exception as error:
+            error.add_note(f"after the pass {format_pass(step)}")
+            raise
+    record = PassRecord(
+        pass_name=step.name,
+        options=format_pass(step),
+        plan=plan,
+        nodes_before=before,
+        nodes_after=sum(1 for _ in calls(result.graph)),
+        time_us=(time.perf_counter_ns() - started) // 1000,
+        text=print_program(result) if keep_text and plan.decisions else "",
+    )
+    result.records.append(record)
+    return result
