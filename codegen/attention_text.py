@@ -1,0 +1,189 @@
+"""The text of an attention kernel.
+
+A program computes BLOCK_M outputs of one head of one sequence. It walks the keys that any of its queries may see in steps of
+BLOCK_N with a running softmax, and looks at the limits of visibility only in the blocks that one of them crosses.
+
+The running maximum starts at the smallest finite number instead of -inf, so that the difference of a hidden score from it is
+-inf, not NaN, and no query needs a case of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .attention import AttentionSpec
+
+_LOG2E = math.log2(math.e)
+_FLOOR = "-3.4028234663852886e38"
+
+
+def kernel_body(spec: AttentionSpec) -> Iterator[str]:
+    """Yield the lines of the kernel's body, without indentation."""
+    yield from _places(spec)
+    yield ""
+    yield from _start(spec)
+    yield ""
+    yield from _ranges(spec)
+    middle = 0 if spec.window is None else 1
+    yield f"for part in tl.static_range({middle + 2}):"
+    yield "    for first_k in range(bounds[part], bounds[part + 1], BLOCK_N):"
+    yield from (f"        {line}" for line in _block(spec, f"part == {middle}"))
+    yield ""
+    yield from _end(spec)
+
+
+def _places(spec: AttentionSpec) -> Iterator[str]:
+    """Where the block's queries and its head's keys and values are."""
+    if spec.reach is None:
+        yield "i_m = tl.program_id(0)"
+    else:
+        yield "# The last queries see the most keys; started first, they do not leave one thread working alone at the end."
+        yield "i_m = tl.num_programs(0) - 1 - tl.program_id(0)"
+    yield "i_h = tl.program_id(1)"
+    yield "i_b = tl.program_id(2)"
+    yield "first_q = i_m * BLOCK_M"
+    if spec.ragged:
+        yield "first_token = tl.load(p_starts + i_b).to(tl.int64)"
+        yield "query_length = tl.load(p_starts + i_b + 1) - first_token.to(tl.int32)"
+    key_head = "i_h" if spec.group == 1 else f"(i_h // {spec.group})"
+    for tensor, head in (("q", "i_h"), ("k", key_head), ("v", key_head), ("out", "i_h")):
+        rows = " + first_q" if head == "i_h" and tensor in ("q", "out") else ""
+        if spec.ragged:
+            yield f"p_{tensor} += {head}.to(tl.int64) * {tensor}_head + (first_token{rows}) * {tensor}_token"
+        else:
+            tokens = f" + first_q.to(tl.int64) * {tensor}_token" if rows else ""
+            yield f"p_{tensor} += i_b.to(tl.int64) * {tensor}_batch + {head}.to(tl.int64) * {tensor}_head{tokens}"
+    yield "o_m = tl.arange(0, BLOCK_M)[:, None]"
+    yield "o_n = tl.arange(0, BLOCK_N)[:, None]"
+    yield "o_q = first_q + o_m"
+
+
+def _start(spec: AttentionSpec) -> Iterator[str]:
+    """The queries and the running sums."""
+    for i, part in enumerate(spec.query_parts):
+        load = f"tl.load(p_q + o_m * q_token + {part.columns}{part.mask('(o_q < query_length)')}, other=0.0)"
+        yield f"q{i} = {load}{f' * {_factor(spec)}' if _scales_queries(spec) else ''}"
+    yield f"row_max = tl.full([BLOCK_M], {_FLOOR}, tl.float32)"
+    if spec.sink:
+        yield f"sink = tl.load(p_sink + i_h){'' if spec.bias else f' * {_LOG2E!r}'}"
+        yield "row_max = tl.maximum(row_max, sink)"
+        yield f"row_sum = {_exponential(spec)}(sink - row_max)"
+    else:
+        yield "row_sum = tl.zeros([BLOCK_M], tl.float32)"
+    for i, part in enumerate(spec.value_parts):
+        yield f"acc{i} = tl.zeros([BLOCK_M, {part.size}], tl.float32)"
+
+
+def _ranges(spec: AttentionSpec) -> Iterator[str]:
+    """The keys that some query of the block sees, and among them the blocks that all its queries see whole."""
+    position = "first_q" if spec.ragged else "first_q + offset"
+    stop = all_stop = _key_length(spec)
+    if spec.reach is not None:
+        last = "tl.minimum(BLOCK_M, query_length - first_q)"
+        stop = f"tl.minimum({stop}, {position} + {last}{f' + {spec.reach - 1}' if spec.reach > 1 else ''})"
+        all_stop = f"tl.minimum({all_stop}, {position} + {spec.reach})"
+    elif spec.ragged:
+        stop = f"tl.where(first_q < query_length, {stop}, 0)"
+    yield f"stop = {stop}"
+    if spec.window is None:
+        yield f"whole_stop = tl.maximum({all_stop}, 0) // BLOCK_N * BLOCK_N"
+        yield "# Every query of the block sees the keys up to whole_stop, and none sees one from stop on."
+        yield "bounds = (0, whole_stop, stop)"
+        return
+    yield f"start = tl.maximum({position} - {spec.window - 1}, 0)"
+    yield f"all_start = tl.maximum({position} + BLOCK_M - {spec.window}, start)"
+    yield "whole_start = tl.minimum(start + tl.cdiv(all_start - start, BLOCK_N) * BLOCK_N, stop)"
+    yield f"whole_stop = whole_start + tl.maximum({all_stop} - whole_start, 0) // BLOCK_N * BLOCK_N"
+    yield "# Every query of the block sees the keys from whole_start to whole_stop, and none sees one outside start and stop."
+    yield "bounds = (start, whole_start, whole_stop, stop)"
+
+
+def _block(spec: AttentionSpec, whole: str) -> Iterator[str]:
+    """One step: scores of a block of keys, and what they do to the running sums."""
+    yield "o_k = first_k + tl.arange(0, BLOCK_N)[None, :]"
+    for tensor in ("k", "v"):
+        yield f"p_{tensor}_block = p_{tensor} + first_k.to(tl.int64) * {tensor}_token"
+    yield f"if {whole}:"
+    yield from (f"    {line}" for line in _loads(spec, None))
+    yield "else:"
+    yield from (f"    {line}" for line in _loads(spec, f"(first_k + o_n < {_key_length(spec)})"))
+    precision = ', input_precision="ieee"' if spec.dtype == "float32" else ""
+    for i in range(len(spec.query_parts)):
+        yield f"s = tl.dot(q{i}, tl.trans(k{i}){', s' if i else ''}{precision})"
+    if not _scales_queries(spec):
+        yield f"s *= {_factor(spec)}"
+    if spec.softcap is not None:
+        yield f"s = libdevice.tanh(s) * {spec.softcap * (1.0 if spec.bias else _LOG2E)!r}"
+    if spec.bias is not None:
+        yield f"s += {spec.bias}"
+    if spec.predicate is not None:
+        yield f's = tl.where({spec.predicate}, s, float("-inf"))'
+    yield f"if not ({whole}):"
+    yield f'    s = tl.where({_limits(spec)}, s, float("-inf"))'
+    exponential = _exponential(spec)
+    yield "new_max = tl.maximum(row_max, tl.max(s, 1))"
+    yield f"weights = {exponential}(s - new_max[:, None])"
+    yield f"decay = {exponential}(row_max - new_max)"
+    yield "row_max = new_max"
+    yield "row_sum = row_sum * decay + tl.sum(weights, 1)"
+    for i in range(len(spec.value_parts)):
+        yield f"acc{i} = tl.dot(weights.to(v{i}.dtype), v{i}, acc{i} * decay[:, None]{precision})"
+
+
+def _loads(spec: AttentionSpec, rows: str | None) -> Iterator[str]:
+    for tensor, parts in (("k", spec.query_parts), ("v", spec.value_parts)):
+        for i, part in enumerate(parts):
+            mask = part.mask(rows)
+            other = ", other=0.0" if mask else ""
+            yield f"{tensor}{i} = tl.load(p_{tensor}_block + o_n * {tensor}_token + {part.columns}{mask}{other})"
+
+
+def _limits(spec: AttentionSpec) -> str:
+    position = "o_q" if spec.ragged else "o_q + offset"
+    limits = [f"o_k < {_key_length(spec)}"]
+    if spec.reach is not None:
+        limits.append(f"o_k < {position} + {spec.reach}" if spec.reach > 1 else f"o_k <= {position}")
+    if spec.window is not None:
+        limits.append(f"o_k > {position} - {spec.window}")
+    return limits[0] if len(limits) == 1 else " & ".join(f"({limit})" for limit in limits)
+
+
+def _end(spec: AttentionSpec) -> Iterator[str]:
+    """Normalise and store."""
+    yield "# A query that saw no key has a sum of zero, and gets zeros."
+    yield "norm = (1.0 / tl.where(row_sum == 0.0, 1.0, row_sum))[:, None]"
+    for i, part in enumerate(spec.value_parts):
+        value = f"(acc{i} * norm).to(p_out.dtype.element_ty)"
+        yield f"tl.store(p_out + o_m * out_token + {part.columns}, {value}{part.mask('(o_q < query_length)')})"
+    if spec.lse:
+        yield "m_q = first_q + tl.arange(0, BLOCK_M)"
+        if spec.ragged:
+            yield "p_lse += (first_token + m_q) * tl.num_programs(1) + i_h"
+        else:
+            yield "p_lse += (i_b.to(tl.int64) * tl.num_programs(1) + i_h) * query_length + m_q"
+        total = "row_max + tl.log(row_sum)" if spec.bias else f"(row_max + tl.log2(row_sum)) * {1 / _LOG2E!r}"
+        yield f"tl.store(p_lse, {total}, mask=m_q < query_length)"
+
+
+def _key_length(spec: AttentionSpec) -> str:
+    return "query_length" if spec.ragged else "key_length"
+
+
+def _scales_queries(spec: AttentionSpec) -> bool:
+    """Whether queries are scaled once instead of all scores; in a narrow type that would round them again."""
+    return spec.dtype == "float32"
+
+
+def _factor(spec: AttentionSpec) -> str:
+    """What the product of a query and a key is multiplied by, to be what tanh, or else the exponential, is taken of."""
+    if spec.softcap is not None:
+        return f"(scale / {spec.softcap!r})"
+    return "scale" if spec.bias else f"(scale * {_LOG2E!r})"
+
+
+def _exponential(spec: AttentionSpec) -> str:
+    """The exponential in use. A bias may be near the largest finite number, and must not be multiplied by log2(e)."""
+    return "tl.exp" if spec.bias else "tl.exp2"
