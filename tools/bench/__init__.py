@@ -1,7 +1,7 @@
-"""`graphwright bench`: how fast Triton kernels run on this CPU, compared with PyTorch."""
+"""`graphwright bench`: how fast Triton kernels and compiled models run on this CPU, compared with others."""
 
 from __future__ import annotations
 
-from .command import bench
+from .group import bench
 
 __all__ = ["bench"]

@@ -1,4 +1,4 @@
-"""The command line of the benchmark."""
+"""The command line of the benchmark of kernels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 QUICK_REPEAT = 5
 
 
-def _threads(context: click.Context, parameter: click.Parameter, text: str) -> list[int]:
+def parse_threads(context: click.Context, parameter: click.Parameter, text: str) -> list[int]:
+    """Return numbers of threads from a text such as "1,2", each once."""
     try:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
@@ -26,15 +27,15 @@ def _threads(context: click.Context, parameter: click.Parameter, text: str) -> l
     return list(dict.fromkeys(counts))
 
 
-@click.command()
+@click.command("kernels")
 @click.option("--kernel", "names", multiple=True, metavar="NAME", help="Measure this kernel only; may be repeated.")
-@click.option("--threads", default="1,2", show_default=True, callback=_threads, help="Numbers of threads, with commas.")
+@click.option("--threads", default="1,2", show_default=True, callback=parse_threads, help="Numbers of threads, with commas.")
 @click.option("--repeat", type=click.IntRange(1), help="Pairs of measurements per comparison.  [default: 11; 5 if quick]")
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the results here.")
 @click.option("--markdown", "page", type=click.Path(path_type=Path, dir_okay=False), help="Also write the table here.")
 @click.option("--quick", is_flag=True, help="Measure the small cases only.")
 @click.pass_context
-def bench(
+def kernels(
     context: click.Context,
     names: tuple[str, ...],
     threads: list[int],

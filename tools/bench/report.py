@@ -57,13 +57,13 @@ def _ratio(comparison: Comparison, threads: int) -> str:
 
 def to_markdown(measurements: Sequence[Measurement], threads: Sequence[int]) -> str:
     """Return the table as a page in Markdown, with a description of the machine."""
-    machine = to_json(measurements)["machine"]
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    found = machine()
+    packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     columns = ["kernel", "case", "against", *(f"{n} thread{'s' if n > 1 else ''}" for n in threads), "bar", "ms", "error"]
     lines = [
-        f"# {machine['cpu']}, {machine['cores']} cores, {machine['isa']} ({', '.join(machine['isa_features'])})",
+        title(found),
         "",
-        f"Written by `graphwright bench --markdown PATH` with Python {machine['python']}, {packages}.",
+        f"Written by `graphwright bench --markdown PATH` with Python {found['python']}, {packages}.",
         "",
         "A number is the time of the rival divided by the time of our kernel, the median of interleaved pairs: above 1, ours",
         "is faster. `*`: below the bar.",
@@ -79,11 +79,24 @@ def to_markdown(measurements: Sequence[Measurement], threads: Sequence[int]) -> 
     return "\n".join(lines) + "\n"
 
 
-def to_json(measurements: Sequence[Measurement]) -> dict[str, Any]:
-    """Return everything measured, with a description of the machine."""
+def machine() -> dict[str, Any]:
+    """Return a description of this machine and of the packages that take part."""
     from graphwright.tools.doctor import diagnose
 
     diagnosis = dataclasses.asdict(diagnose())
     del diagnosis["problems"]
-    machine = {**diagnosis, "cores": os.cpu_count(), "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else []}
-    return {"machine": machine, "measurements": [dataclasses.asdict(m) for m in measurements]}
+    return {**diagnosis, "cores": os.cpu_count(), "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else []}
+
+
+def title(machine: dict[str, Any]) -> str:
+    """Return a machine's name as the heading of a page.
+
+    Args:
+        machine: what `machine` returned.
+    """
+    return f"# {machine['cpu']}, {machine['cores']} cores, {machine['isa']} ({', '.join(machine['isa_features'])})"
+
+
+def to_json(measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """Return everything measured, with a description of the machine."""
+    return {"machine": machine(), "measurements": [dataclasses.asdict(m) for m in measurements]}
