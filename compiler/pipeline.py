@@ -12,7 +12,20 @@ from graphwright.ir.verifier import verify
 from graphwright.passes.base import Context, Pass
 from graphwright.passes.registry import as_passes, format_pass
 
-DEFAULT_PASSES: tuple[str, ...] = ()
+DEFAULT_PASSES: tuple[str, ...] = (
+    "redundant-casts",
+    "redundant-layout",
+    "common-subexpressions",
+    "dead-code",
+    "raise-norms",
+    "raise-gelu",
+    "raise-glu",
+    "raise-rotary",
+    "constant-folding",
+    "fuse-projections",
+    "split-bias",
+    "dead-code",
+)
 """What a compilation does to every model, in order; none of it changes values by more than rounding."""
 
 

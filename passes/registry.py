@@ -18,7 +18,19 @@ from .base import Pass
 ENTRY_POINTS = "graphwright.passes"
 """Other packages add passes under this group: name -> "module:Class"."""
 
-PASSES: dict[str, str] = {}
+PASSES: dict[str, str] = {
+    "common-subexpressions": "graphwright.passes.cleanup.common_subexpressions:CommonSubexpressions",
+    "constant-folding": "graphwright.passes.cleanup.constant_folding:ConstantFolding",
+    "dead-code": "graphwright.passes.cleanup.dead_code:DeadCode",
+    "fuse-projections": "graphwright.passes.fusing.projections:FuseProjections",
+    "raise-gelu": "graphwright.passes.raising.gelu:RaiseGelu",
+    "raise-glu": "graphwright.passes.raising.glu:RaiseGlu",
+    "raise-norms": "graphwright.passes.raising.norms:RaiseNorms",
+    "raise-rotary": "graphwright.passes.raising.rotary:RaiseRotary",
+    "redundant-casts": "graphwright.passes.cleanup.redundant_casts:RedundantCasts",
+    "redundant-layout": "graphwright.passes.cleanup.redundant_layout:RedundantLayout",
+    "split-bias": "graphwright.passes.fusing.split_bias:SplitBias",
+}
 """The passes of this package, imported when they are asked for."""
 
 
