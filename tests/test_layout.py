@@ -51,7 +51,8 @@ ROOMS = {
     "graphwright.passes": Room(("graphwright.ir",), GRAPH),
     "graphwright.codegen": Room(("graphwright.ir", "graphwright.runtime.schedule"), GRAPH | {"triton"}),
     "graphwright.runtime": Room(
-        ("graphwright.ir.errors", "graphwright.ir.target"), frozenset({"torch", "triton", "numpy", "safetensors"})
+        ("graphwright.ir.errors", "graphwright.ir.signature", "graphwright.ir.target"),
+        frozenset({"torch", "triton", "numpy", "safetensors"}),
     ),
     "graphwright.runtime.triton_cpu": Room((), frozenset({"triton", "llvmlite", "numpy"}), lazily=frozenset({"torch"})),
     "graphwright": Room(

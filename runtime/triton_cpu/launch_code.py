@@ -51,6 +51,7 @@ SlowPath = Callable[[int, object], int]
 _TEXT = f"""
 @_Py_NoneStruct = external global i8
 @_Py_TrueStruct = external global i8
+@PyLong_Type = external global i8
 @forked = global i32 0
 @data_ptr = global ptr null
 @is_cpu = global ptr null
@@ -62,6 +63,7 @@ declare ptr @PyLong_FromLongLong(i64)
 declare double @PyFloat_AsDouble(ptr)
 declare ptr @PyErr_Occurred()
 declare void @PyErr_Clear()
+declare ptr @PyObject_Type(ptr)
 declare ptr @PyObject_GetAttr(ptr, ptr)
 declare ptr @PyObject_Vectorcall(ptr, ptr, i64, ptr)
 declare ptr @PyObject_VectorcallMethod(ptr, ptr, i64, ptr)
@@ -150,6 +152,16 @@ entry:
     i8 8, label %float
   ]
 pointer:
+  ; An address in place of a tensor.
+  %class = call ptr @PyObject_Type(ptr %object)
+  call void @Py_DecRef(ptr %class)
+  %is.number = icmp eq ptr %class, @PyLong_Type
+  br i1 %is.number, label %raw, label %object.pointer
+raw:
+  %number.pointer = call i64 @PyLong_AsUnsignedLongLong(ptr %object)
+  %odd.raw = icmp eq i64 %number.pointer, -1
+  br i1 %odd.raw, label %clear, label %aligned
+object.pointer:
   %is.cpu = load ptr, ptr @is_cpu
   %on.cpu = call ptr @PyObject_GetAttr(ptr %object, ptr %is.cpu)
   %no.attribute = icmp eq ptr %on.cpu, null
@@ -229,7 +241,7 @@ keep.double:
   store double %double, ptr %slot
   ret i1 true
 aligned:
-  %found = phi i64 [ %pointed, %bits ], [ %number, %range ], [ %value, %in.range ]
+  %found = phi i64 [ %pointed, %bits ], [ %number.pointer, %raw ], [ %number, %range ], [ %value, %in.range ]
   %rest = and i64 %found, 15
   %even = icmp eq i64 %rest, 0
   %unbound = icmp eq i8 %flag, 0
@@ -510,8 +522,8 @@ launch:
 """
 
 _PYTHON_SYMBOLS = (
-    "_Py_NoneStruct", "_Py_TrueStruct", "PyLong_AsLongLong", "PyLong_AsUnsignedLongLong", "PyLong_FromLongLong",
-    "PyFloat_AsDouble", "PyErr_Occurred", "PyErr_Clear", "PyObject_GetAttr", "PyObject_Vectorcall",
+    "_Py_NoneStruct", "_Py_TrueStruct", "PyLong_Type", "PyLong_AsLongLong", "PyLong_AsUnsignedLongLong", "PyLong_FromLongLong",
+    "PyFloat_AsDouble", "PyErr_Occurred", "PyErr_Clear", "PyObject_Type", "PyObject_GetAttr", "PyObject_Vectorcall",
     "PyObject_VectorcallMethod", "PyTuple_GetItem", "PyBytes_AsString", "PyEval_SaveThread", "PyEval_RestoreThread",
     "Py_IncRef", "Py_DecRef",
 )  # fmt: skip

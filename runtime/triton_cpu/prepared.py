@@ -7,10 +7,13 @@ that is done once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from .arguments import Parameter, PreparedReader, flatten_arguments, is_flat, parameters_of
+
+if TYPE_CHECKING:
+    from .loaded import LoadedKernel
 
 Grid = Sequence[int] | Callable[[dict[str, Any]], Sequence[int]]
 
@@ -23,18 +26,19 @@ class Launch:
     agree with the first ones in what the kernel was compiled for: dtypes, alignment, and the values of arguments that Triton
     turned into constants. Launches of one object may overlap in several threads.
 
-    Args:
+    Attributes:
         compiled: Triton's compiled kernel.
         grid: number of programs in each direction.
-        run: the launch function.
+        function: does what calling the object does, in less time.
     """
 
-    __slots__ = ("_run", "compiled", "grid")
+    __slots__ = ("_variant", "compiled", "function", "grid")
 
-    def __init__(self, compiled: Any, grid: tuple[int, int, int], run: Callable[..., None]) -> None:
-        self.compiled = compiled
+    def __init__(self, variant: _Variant, grid: tuple[int, int, int], values: tuple[Any, ...]) -> None:
+        self.compiled = variant.compiled
         self.grid = grid
-        self._run = run
+        self.function = variant.bind(grid, values)
+        self._variant = variant
 
     def __call__(self, *arguments: Any) -> None:
         """Run the kernel.
@@ -43,10 +47,68 @@ class Launch:
             TypeError, ValueError: the arguments are not what the kernel was compiled for.
             KernelFault: a device_assert failed, or a checked access.
         """
-        self._run(*arguments)
+        self.function(*arguments)
+
+    def rebind(self, grid: Sequence[int], arguments: Sequence[Any]) -> Launch:
+        """Return a launch of the same compiled kernel on another grid, with other arguments.
+
+        This takes far less time than `prepare`, which compiles, or asks Triton for what it compiled before.
+
+        Args:
+            grid: number of programs in up to three directions.
+            arguments: in the order in which `prepare` was given them, all of them. The address of a tensor's first element
+                may stand for it; then the caller keeps the tensor alive, and nothing checks its dtype.
+
+        Raises:
+            TypeError, ValueError: the arguments are not what the kernel was compiled for: dtypes, alignment, or the values
+                that Triton turned into constants.
+        """
+        reader = self._variant.reader
+        if len(arguments) != reader.replaceable:
+            raise TypeError(f"{reader.kernel}: rebinding takes {reader.replaceable} arguments, got {len(arguments)}")
+        values = (*arguments, *self._variant.kept)
+        for k, value in enumerate(values):
+            reader(k, value)
+        return Launch(self._variant, _grid(grid), values)
 
     def __repr__(self) -> str:
         return f"Launch({self.compiled.name}, grid={self.grid})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Variant:
+    """A compiled kernel and how its arguments are read.
+
+    Args:
+        compiled: Triton's compiled kernel.
+        reader: reads and checks the arguments.
+        loaded: the loaded machine code.
+        kinds: how compiled code is to read each argument.
+        dtypes: for each argument the dtype that a tensor must have.
+        kept: the arguments behind those that a call may replace.
+    """
+
+    compiled: Any
+    reader: PreparedReader
+    loaded: LoadedKernel
+    kinds: tuple[int, ...]
+    dtypes: tuple[Any, ...]
+    kept: tuple[Any, ...]
+
+    def bind(self, grid: tuple[int, int, int], values: tuple[Any, ...]) -> Callable[..., None]:
+        """Return the function that launches the kernel; the arguments have been read once, and fit."""
+        from .launch_code import launch_code
+        from .launcher import run_checked
+
+        reader, entry = self.reader, self.loaded.entry
+        if not self.compiled.metadata.checked:
+            return launch_code().prepared(entry, grid, self.kinds, reader.replaceable, values, self.dtypes, reader)
+        extents_known = not self.compiled.metadata.makes_pointers
+
+        def run(*arguments: Any) -> None:
+            run_checked(reader, entry, grid, reader.merge(values, arguments), extents_known=extents_known)
+
+        return run
 
 
 def prepare(kernel: Any, grid: Grid, *args: Any, **kwargs: Any) -> Launch:
@@ -72,13 +134,16 @@ def prepare(kernel: Any, grid: Grid, *args: Any, **kwargs: Any) -> Launch:
     if not isinstance(function, JITFunction):
         raise TypeError(f"prepare: expected a function decorated with triton.jit, got {type(function).__name__}")
     compiled, bound = _compile(function, args, named)
-    sizes = tuple(grid(bound)) if callable(grid) else tuple(grid)
+    return _bind(compiled, _grid(grid(bound) if callable(grid) else grid), bound, len(args))
+
+
+def _grid(sizes: Sequence[int]) -> tuple[int, int, int]:
     if not 1 <= len(sizes) <= 3:
-        raise ValueError(f"prepare: the grid must have 1 to 3 directions, got {sizes}")
-    shape = (*(int(n) for n in sizes), 1, 1)[:3]
-    if min(shape) < 0 or max(shape) > 2**31 - 1:
-        raise ValueError(f"prepare: each direction of the grid must have 0 to {2**31 - 1} programs, got {sizes}")
-    return _bind(compiled, (shape[0], shape[1], shape[2]), bound, len(args))
+        raise ValueError(f"prepare: the grid must have 1 to 3 directions, got {tuple(sizes)}")
+    x, y, z = (*(int(n) for n in sizes), 1, 1)[:3]
+    if min(x, y, z) < 0 or max(x, y, z) > 2**31 - 1:
+        raise ValueError(f"prepare: each direction of the grid must have 0 to {2**31 - 1} programs, got {tuple(sizes)}")
+    return x, y, z
 
 
 def native_assembly(compiled: Any) -> str:
@@ -134,8 +199,6 @@ def _compile(function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> tup
 
 def _bind(compiled: Any, grid: tuple[int, int, int], bound: dict[str, Any], given: int) -> Launch:
     from .generated import Site
-    from .launch_code import launch_code
-    from .launcher import run_checked
     from .loaded import load_kernel
 
     source, metadata = compiled.src, compiled.metadata
@@ -147,18 +210,10 @@ def _bind(compiled: Any, grid: tuple[int, int, int], bound: dict[str, Any], give
     reader = PreparedReader(metadata.name, parameters, tuple(Site(**site) for site in metadata.sites), replaceable)
     for k, value in enumerate(values):
         reader(k, value)
-    kernel = load_kernel(compiled.kernel)
-    if metadata.checked:
-        extents_known = not metadata.makes_pointers
-
-        def run(*arguments: Any) -> None:
-            run_checked(reader, kernel.entry, grid, reader.merge(values, arguments), extents_known=extents_known)
-
-    else:
-        kinds = [parameter.kind for parameter in parameters]
-        dtypes = tuple(parameter.dtype for parameter in parameters)
-        run = launch_code().prepared(kernel.entry, grid, kinds, replaceable, values, dtypes, reader)
-    return Launch(compiled, grid, run)
+    kinds = tuple(parameter.kind for parameter in parameters)
+    dtypes = tuple(parameter.dtype for parameter in parameters)
+    variant = _Variant(compiled, reader, load_kernel(compiled.kernel), kinds, dtypes, values[replaceable:])
+    return Launch(variant, grid, values)
 
 
 def _specialized(parameters: Sequence[Parameter], source: Any, values: Sequence[Any]) -> tuple[Parameter, ...]:

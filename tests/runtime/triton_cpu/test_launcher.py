@@ -411,3 +411,51 @@ def test_signature_and_kernel_must_agree():
     """A call that passes another number of arguments than the compiled kernel takes is refused."""
     with pytest.raises(BackendError, match=r"passes 2 arguments, but the compiled kernel takes 1"):
         parameters_of("k", ["a", "b", "c"], ["*fp32", "constexpr", "i32"], ["ptr"])
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_rebound_launch(checked):
+    """A launch is bound to another grid and other arguments without compiling again, and the first one stays as it was."""
+    launch = prepare(add_kernel, (1,), *vectors(), 64, BLOCK=64, checked=checked)
+    x, y, z = vectors(256)
+    other = launch.rebind((4,), (x, y, z, 256))
+    assert other.compiled is launch.compiled
+    assert (launch.grid, other.grid) == ((1, 1, 1), (4, 1, 1))
+    other()
+    assert torch.equal(z, x + y)
+    a, b, c = vectors()
+    launch(a, b, c)
+    assert torch.equal(c, a + b)
+
+
+def test_rebound_launch_with_addresses():
+    """Addresses stand for tensors, in the launch and in calls of it."""
+    x, y, z = vectors(128)
+    launch = prepare(add_kernel, (1,), *vectors(), 64, BLOCK=64).rebind((2,), [t.data_ptr() for t in (x, y, z)] + [128])
+    launch()
+    assert torch.equal(z, x + y)
+    z.zero_()
+    launch.function(y.data_ptr(), y.data_ptr(), z.data_ptr())
+    assert torch.equal(z, y + y)
+    with pytest.raises(ValueError, match=r"'z_ptr'.*an address divisible by 16"):
+        launch(x.data_ptr(), y.data_ptr(), z.data_ptr() + 4)
+    with pytest.raises(TypeError, match=r"'z_ptr': expected a tensor, an address or None, got list"):
+        launch(x.data_ptr(), y.data_ptr(), [1])
+
+
+@pytest.mark.parametrize(
+    ("grid", "change", "error", "message"),
+    [
+        ((1,), lambda x, y, z: (x, y, z), TypeError, "rebinding takes 4 arguments, got 3"),
+        ((1,), lambda x, y, z: (x, y.double(), z, 64), TypeError, r"'y_ptr'.*torch.float32, got torch.float64"),
+        ((1,), lambda x, y, z: (x, y, z[1:], 48), ValueError, r"'z_ptr'.*divisible by 16"),
+        ((1,), lambda x, y, z: (x, y, z, 63), ValueError, r"'n'.*divisible by 16, got 63"),
+        ((), lambda x, y, z: (x, y, z, 64), ValueError, r"1 to 3 directions, got \(\)"),
+        ((-1,), lambda x, y, z: (x, y, z, 64), ValueError, r"0 to 2147483647 programs, got \(-1,\)"),
+    ],
+)
+def test_rebinding_refuses_what_the_kernel_was_not_compiled_for(grid, change, error, message):
+    """Rebinding checks at once what a launch would read wrongly."""
+    launch = prepare(add_kernel, (1,), *vectors(), 64, BLOCK=64)
+    with pytest.raises(error, match=message):
+        launch.rebind(grid, change(*vectors()))

@@ -1,0 +1,264 @@
+"""A compiled model that can be called."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from graphwright.ir.errors import InputError
+from graphwright.ir.signature import Signature
+
+from .layout import Layout, LayoutMaker, Placed
+from .memory import ALIGNMENT
+from .plan import Plan, Planner, step_error
+from .schedule import KernelStep, MatmulStep, Schedule
+from .validate import check_schedule
+from .weights import ALIGNED, WeightStore
+
+MOST_PLANS = 32
+"""Sets of sizes whose plans are kept."""
+
+Key = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """A step's time.
+
+    Args:
+        name: the step's name.
+        kind: "kernel", "matmul" or "call".
+        us: median time, in microseconds.
+    """
+
+    name: str
+    kind: str
+    us: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where a call's time goes.
+
+    Args:
+        rows: the steps, in order.
+        total_us: median time of a whole call, in microseconds.
+        overhead_us: what of it is spent outside of the steps: reading arguments, making outputs, and between steps.
+    """
+
+    rows: tuple[ProfileRow, ...]
+    total_us: float
+    overhead_us: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory that a compiled model holds between calls.
+
+    Args:
+        arena_bytes: for temporary buffers, enough for the largest call so far.
+        weight_bytes: for weights.
+    """
+
+    arena_bytes: int
+    weight_bytes: int
+
+
+class Executable:
+    """A compiled model. Calling it computes what the model computes, without gradients.
+
+    What a call needs is worked out once for each set of sizes, and kept for the last 32 sets. Calls from several threads run
+    one after the other.
+
+    Results are new tensors, but for one that is an argument itself: as in PyTorch, that tensor is returned. A result that is
+    a weight is returned as a copy. Arguments may have any strides.
+
+    Args:
+        schedule: what to run.
+        weights: by name. They are not referred to afterwards where they are kept in another form.
+        signature: how the model is called.
+
+    Raises:
+        ArtifactError: the schedule is not whole, or does not fit the weights.
+    """
+
+    def __init__(self, schedule: Schedule, weights: Mapping[str, torch.Tensor], signature: Signature) -> None:
+        check_schedule(schedule, weights)
+        self.schedule = schedule
+        self.signature = signature
+        self._lock = threading.Lock()
+        with torch.inference_mode(False), torch.no_grad():
+            self._weights = WeightStore(schedule, weights)
+            self._planner = Planner(schedule, self._weights)
+        self._layouts = LayoutMaker(schedule)
+        self._plans: OrderedDict[Key, Plan] = OrderedDict()
+        self._arena = self._new_arena(0)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model.
+
+        Args:
+            args: as the model takes them.
+            kwargs: likewise.
+
+        Returns:
+            What the model returns.
+
+        Raises:
+            InputError: the arguments are not what the model was compiled for.
+            GraphwrightError: a step failed; the message names it.
+        """
+        given = self.signature.collect(args, kwargs)
+        with self._lock, torch.no_grad():
+            plan = self._plan(given)
+            results = self._run(plan, given)
+        return self.signature.unflatten(results)
+
+    def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> Profile:
+        """Return how long each step takes, and the call beyond its steps.
+
+        Args:
+            args: as the model takes them.
+            repeat: number of calls, at least 1.
+            kwargs: likewise.
+
+        Raises:
+            InputError: the arguments are not what the model was compiled for.
+        """
+        if repeat < 1:
+            raise InputError(f"profile: repeat must be at least 1, got {repeat}")
+        self(*args, **kwargs)
+        totals: list[int] = []
+        for _ in range(repeat):
+            start = time.perf_counter_ns()
+            self(*args, **kwargs)
+            totals.append(time.perf_counter_ns() - start)
+        given = self.signature.collect(args, kwargs)
+        with self._lock, torch.no_grad():
+            plan = self._plan(given)
+            times: list[list[int]] = [[] for _ in plan.runs]
+            try:
+                self._fill(plan, given)
+                for _ in range(repeat):
+                    for run, taken in zip(plan.runs, times, strict=True):
+                        start = time.perf_counter_ns()
+                        run()
+                        self._synchronize()
+                        taken.append(time.perf_counter_ns() - start)
+            finally:
+                self._clear(plan)
+        kinds = {KernelStep: "kernel", MatmulStep: "matmul"}
+        rows = tuple(
+            ProfileRow(step.name, kinds.get(type(step), "call"), median(taken) / 1e3)
+            for step, taken in zip(plan.steps, times, strict=True)
+        )
+        total = median(totals) / 1e3
+        return Profile(rows, total, total - sum(row.us for row in rows))
+
+    @property
+    def memory(self) -> Memory:
+        """Memory that is held between calls."""
+        return Memory(self._arena.numel(), self._weights.nbytes)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights by name; those kept in another form are unpacked into new tensors."""
+        return self._weights.originals()
+
+    # -- a call
+
+    def _run(self, plan: Plan, given: Sequence[torch.Tensor]) -> list[Any]:
+        run = None
+        try:
+            self._fill(plan, given)
+            for run in plan.runs:
+                run()
+            return [result(given) for result in plan.results]
+        except Exception as error:
+            step = next((step for step, known in zip(plan.steps, plan.runs, strict=True) if known is run), None)
+            if step is None:
+                raise
+            raise step_error(step, error) from error
+        finally:
+            self._clear(plan)
+
+    def _fill(self, plan: Plan, given: Sequence[torch.Tensor]) -> None:
+        """Put a call's tensors where the steps look for them."""
+        frame, device = plan.frame, self._arena.device
+        for tensor, placed in zip(given, plan.inputs, strict=True):
+            frame.tensors.append(_readable(tensor, placed))
+        for placed in plan.outputs:
+            frame.tensors.append(torch.empty_strided(placed.shape, placed.strides, dtype=placed.dtype, device=device))
+        frame.pointers.extend([tensor.data_ptr() for tensor in frame.tensors])
+
+    def _clear(self, plan: Plan) -> None:
+        plan.frame.tensors.clear()
+        plan.frame.pointers.clear()
+
+    def _synchronize(self) -> None:
+        if self._arena.is_cuda:
+            torch.cuda.synchronize()
+
+    # -- plans
+
+    def _plan(self, given: Sequence[torch.Tensor]) -> Plan:
+        key = tuple([part for tensor in given for part in (tensor.shape, tensor.dtype, tensor.device)])
+        plan = self._plans.get(key)
+        if plan is not None:
+            self._plans.move_to_end(key)
+            return plan
+        self.signature.check(given)
+        layout = self._layouts.layout(self._dimensions(given))
+        self._check_inputs(given, layout)
+        with torch.inference_mode(False), torch.no_grad():
+            if layout.arena_bytes > self._arena.numel():
+                # Plans hold addresses in the arena that goes.
+                self._plans.clear()
+                self._arena = self._new_arena(layout.arena_bytes)
+            plan = self._planner.plan(layout, self._arena)
+        self._plans[key] = plan
+        if len(self._plans) > MOST_PLANS:
+            self._plans.popitem(last=False)
+        return plan
+
+    def _new_arena(self, size: int) -> torch.Tensor:
+        with torch.inference_mode(False):
+            room = torch.empty(size + ALIGNMENT, dtype=torch.uint8, device=self.schedule.device)
+        start = -room.data_ptr() % ALIGNMENT
+        return room[start : start + size]
+
+    def _dimensions(self, given: Sequence[torch.Tensor]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for name, tensor in zip(self.schedule.inputs, given, strict=True):
+            shape = self.schedule.buffers[name].shape
+            if len(shape) != tensor.dim():
+                raise InputError(f"{name}: expected {len(shape)} dimensions, got shape {list(tensor.shape)}")
+            for size, number in zip(shape, tensor.shape, strict=True):
+                if isinstance(size, str) and size in self.schedule.dimensions:
+                    found.setdefault(size, number)
+        for name, (low, high) in self.schedule.dimensions.items():
+            if found[name] < low or (high is not None and found[name] > high):
+                raise InputError(f"{name} must be {low} to {'any' if high is None else high}, got {found[name]}")
+        return found
+
+    def _check_inputs(self, given: Sequence[torch.Tensor], layout: Layout) -> None:
+        for name, tensor in zip(self.schedule.inputs, given, strict=True):
+            placed = layout.buffers[name]
+            if tuple(tensor.shape) != placed.shape or tensor.dtype != placed.dtype or tensor.device != self._arena.device:
+                raise InputError(
+                    f"{name}: expected {placed.dtype} of shape {list(placed.shape)} on {self._arena.device}, "
+                    f"got {tensor.dtype} of shape {list(tensor.shape)} on {tensor.device}"
+                )
+
+
+def _readable(tensor: torch.Tensor, placed: Placed) -> torch.Tensor:
+    """Return a tensor with the strides and alignment that steps expect: itself where it has them."""
+    if tensor.stride() == placed.strides and tensor.data_ptr() % ALIGNED == 0:
+        return tensor
+    return torch.empty_strided(placed.shape, placed.strides, dtype=placed.dtype, device=tensor.device).copy_(tensor)

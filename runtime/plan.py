@@ -1,0 +1,258 @@
+"""Calls bound to memory: what one call of a program with given sizes does, step by step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from graphwright.ir.errors import GraphwrightError
+
+from .calls import copy_result, filled, find_operation
+from .kernels import KernelCache, Pointer
+from .layout import Layout, Placed
+from .memory import views_in
+from .schedule import CallStep, KernelStep, MatmulStep, Schedule, Step, Symbolic, View
+from .weights import WeightStore
+
+Run = Callable[[], object]
+Result = Callable[[Sequence[torch.Tensor]], Any]
+"""From the tensors as the caller passed them to one of the call's results."""
+
+
+@dataclass(slots=True)
+class Frame:
+    """What differs from call to call: the tensors that it brings, then those that it makes, and their addresses."""
+
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    pointers: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What a call with given sizes does.
+
+    Args:
+        inputs: the buffers of the call's tensors.
+        outputs: the buffers that a call makes.
+        steps: those that are not skipped.
+        runs: what runs each step.
+        results: make the call's results.
+        frame: where `runs` and `results` look for the call's tensors.
+    """
+
+    inputs: tuple[Placed, ...]
+    outputs: tuple[Placed, ...]
+    steps: tuple[Step, ...]
+    runs: tuple[Run, ...]
+    results: tuple[Result, ...]
+    frame: Frame
+
+
+class Planner:
+    """Makes plans of one schedule.
+
+    Args:
+        schedule: a schedule that `check_schedule` let through.
+        weights: its weights.
+    """
+
+    def __init__(self, schedule: Schedule, weights: WeightStore) -> None:
+        self.schedule = schedule
+        self.weights = weights
+        self.kernels = KernelCache(schedule.kernels, schedule.device)
+        self.operations = [
+            find_operation(step.operation, into=step.into) if isinstance(step, CallStep) else None for step in schedule.steps
+        ]
+        self.made = tuple(name for name, buffer in schedule.buffers.items() if buffer.kind == "output")
+        self.slots = {name: k for k, name in enumerate((*schedule.inputs, *self.made))}
+
+    def plan(self, layout: Layout, arena: torch.Tensor) -> Plan:
+        """Return a plan.
+
+        Args:
+            layout: where buffers lie.
+            arena: uint8, at least as long as the layout says, aligned as `memory.ALIGNMENT` says.
+
+        Raises:
+            GraphwrightError: a step cannot be bound to its memory; the message names it.
+        """
+        binder = _Binder(self, layout, arena)
+        steps: list[Step] = []
+        runs: list[Run] = []
+        for step, operation in zip(self.schedule.steps, self.operations, strict=True):
+            try:
+                run = binder.bind(step, operation)
+            except Exception as error:
+                raise step_error(step, error) from error
+            if run is not None:
+                steps.append(step)
+                runs.append(run)
+        results = tuple(binder.result(value) for value in self.schedule.outputs)
+        inputs = tuple(layout.buffers[name] for name in self.schedule.inputs)
+        outputs = tuple(layout.buffers[name] for name in self.made)
+        return Plan(inputs, outputs, tuple(steps), tuple(runs), results, binder.frame)
+
+
+def step_error(step: Step, error: Exception) -> GraphwrightError:
+    """Return the error for a step that failed: its name, what it computes, and why."""
+    what = f"\nIt computes {step.provenance}" if step.provenance else ""
+    return GraphwrightError(f"step {step.name!r} failed: {type(error).__name__}: {error}{what}")
+
+
+class _Binder:
+    def __init__(self, planner: Planner, layout: Layout, arena: torch.Tensor) -> None:
+        self._planner = planner
+        self._layout = layout
+        self._arena = arena
+        self._base = arena.data_ptr()
+        self._slots = planner.slots
+        self._typed: dict[torch.dtype, torch.Tensor] = {}
+        self.frame = Frame()
+
+    def bind(self, step: Step, operation: Any) -> Run | None:
+        """Return what runs a step, None if nothing has to."""
+        if isinstance(step, KernelStep):
+            return self._kernel(step)
+        if isinstance(step, MatmulStep):
+            return self._matmul(step)
+        return self._call(step, operation)
+
+    def result(self, value: Any) -> Result:
+        """Return what makes one of the call's results."""
+        if isinstance(value, Symbolic):
+            number = self._layout.size(value.size)
+            return lambda given: number
+        if not isinstance(value, View):
+            return lambda given: value
+        placed, frame = self._layout.view(value), self.frame
+        buffer = self._layout.buffers[value.buffer]
+        whole = placed == buffer
+        slot = self._slots.get(value.buffer, -1)
+        if slot < 0:
+            fixed = self._tensor(placed)
+            return lambda given: fixed.clone(memory_format=torch.contiguous_format)
+        if not whole:
+            return lambda given: self._current(placed)
+        if slot < len(self._planner.schedule.inputs):
+            return lambda given: given[slot]
+        return lambda given: frame.tensors[slot]
+
+    # -- memory
+
+    def _tensor(self, placed: Placed) -> torch.Tensor:
+        """Return a view of memory that stays where it is; for what moves, of other memory like it."""
+        name = placed.buffer
+        if name in self._slots:
+            buffer = self._layout.buffers[name]
+            like = torch.empty_strided(buffer.shape, buffer.strides, dtype=buffer.dtype, device=self._arena.device)
+            return like.as_strided(placed.shape, placed.strides, placed.offset)
+        offset = self._layout.offsets.get(name)
+        if offset is None:
+            weight = self._planner.weights.tensor(name)
+            return weight.as_strided(placed.shape, placed.strides, weight.storage_offset() + placed.offset)
+        typed = self._typed.get(placed.dtype)
+        if typed is None:
+            size = placed.dtype.itemsize
+            typed = self._typed[placed.dtype] = self._arena[: self._arena.numel() // size * size].view(placed.dtype)
+        first = typed.storage_offset() + offset // placed.dtype.itemsize
+        return typed.as_strided(placed.shape, placed.strides, first + placed.offset)
+
+    def _address(self, placed: Placed) -> int:
+        """Return the address of the first element; for what moves, relative to a well aligned start."""
+        shift = placed.offset * placed.dtype.itemsize
+        if placed.buffer in self._slots:
+            return shift
+        offset = self._layout.offsets.get(placed.buffer)
+        return shift + (self._planner.weights.tensor(placed.buffer).data_ptr() if offset is None else self._base + offset)
+
+    # -- steps
+
+    def _kernel(self, step: KernelStep) -> Run | None:
+        layout = self._layout
+        grid = layout.all(step.grid)
+        arguments: list[Any] = []
+        moving: dict[int, tuple[int, int]] = {}
+        for k, argument in enumerate(step.arguments):
+            if isinstance(argument, View):
+                placed = layout.view(argument)
+                arguments.append(Pointer(placed.dtype, self._address(placed)))
+                if placed.buffer in self._slots:
+                    moving[k] = (self._slots[placed.buffer], arguments[-1].address)
+            else:
+                arguments.append(argument if isinstance(argument, float) else layout.size(argument))
+        if 0 in grid:
+            return None
+        launch = self._planner.kernels.launch(step.kernel, grid, arguments, step.constants)
+        if not moving:
+            return launch.run
+        values, places = launch.values, launch.places
+        moves = [(places[k], slot, shift) for k, (slot, shift) in moving.items()]
+        pointers, function = self.frame.pointers, launch.run
+
+        def run() -> None:
+            for place, slot, shift in moves:
+                values[place] = pointers[slot] + shift
+            function(*values)
+
+        return run
+
+    def _matmul(self, step: MatmulStep) -> Run | None:
+        x, out = self._layout.view(step.x), self._layout.view(step.out)
+        weight = self._planner.weights.prepared(step.weight)
+        product = weight.bind(self._tensor(x), self._tensor(out), accumulate=step.accumulate)
+        if 0 in out.shape:
+            return None
+        slots = [self._slots.get(placed.buffer, -1) for placed in (x, out)]
+        if max(slots) < 0:
+            return product.run
+        (x_slot, out_slot), (x_shift, out_shift) = slots, (self._address(x), self._address(out))
+        pointers, rebind = self.frame.pointers, product.with_pointers
+
+        def run() -> None:
+            rebind(
+                x_shift if x_slot < 0 else pointers[x_slot] + x_shift,
+                out_shift if out_slot < 0 else pointers[out_slot] + out_shift,
+            )
+
+        return run
+
+    def _call(self, step: CallStep, operation: Any) -> Run:
+        buffers = [self._layout.buffers[name] if name else None for name in step.outs]
+        views = [self._layout.view(view) for view in views_in((step.arguments, step.keywords))]
+        moving = any(placed.buffer in self._slots for placed in (*views, *buffers) if placed is not None)
+        prepare = functools.partial(self._prepared_call, step, operation, buffers)
+        if not moving:
+            return prepare(self._tensor)
+        return lambda: prepare(self._current)()
+
+    def _current(self, placed: Placed) -> torch.Tensor:
+        """Return a view of memory as it is in the present call."""
+        slot = self._slots.get(placed.buffer, -1)
+        if slot < 0:
+            return self._tensor(placed)
+        tensor = self.frame.tensors[slot]
+        return tensor.as_strided(placed.shape, placed.strides, tensor.storage_offset() + placed.offset)
+
+    def _prepared_call(
+        self, step: CallStep, operation: Any, buffers: Sequence[Placed | None], tensor: Callable[[Placed], torch.Tensor]
+    ) -> Run:
+        layout = self._layout
+        args = filled(step.arguments, lambda view: tensor(layout.view(view)), layout.size)
+        kwargs = filled(step.keywords, lambda view: tensor(layout.view(view)), layout.size)
+        outs = [None if placed is None else tensor(placed) for placed in buffers]
+        if step.into:
+            (out,) = outs
+            return functools.partial(_call_into, operation, args, kwargs, out)
+        return lambda: copy_result(operation(*args, **kwargs), outs)
+
+
+def _call_into(operation: Any, args: list[Any], kwargs: dict[str, Any], out: torch.Tensor) -> None:
+    shape, address = out.shape, out.data_ptr()
+    operation(*args, **kwargs, out=out)
+    # PyTorch makes a result of another shape fit, somewhere else or over the neighbours.
+    if out.shape != shape or out.data_ptr() != address:
+        raise GraphwrightError(f"it returned shape {list(out.shape)}, and {list(shape)} was planned")
