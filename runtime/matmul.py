@@ -33,7 +33,7 @@ _HALVES = (torch.bfloat16, torch.float16)
 _DTYPES = (torch.float32, torch.float64, *_HALVES)
 _AMX_ELEMENTS = 32
 # A slower layout that needs no copy of the weight, or a plainer one, is worth this much.
-_WORTH_RATIO = 1.03
+_WORTH_RATIO = 1.05
 
 
 class Product:
@@ -189,7 +189,7 @@ def bind_bmm(a: Tensor, b: Tensor, out: Tensor) -> Product:
     operands = (a.detach(), b.detach(), out.detach())
     fits = min(t.dim() for t in operands) >= 2 and a.shape[-1] == b.shape[-2]
     try:
-        batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]) if fits else ()
+        batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]) if fits else ()  # type: ignore[no-untyped-call]
         fits = fits and (*batch, a.shape[-2], b.shape[-1]) == tuple(out.shape)
     except RuntimeError:
         fits = False
@@ -225,7 +225,7 @@ def _layouts(weight: Tensor) -> Iterator[Layout]:
         finite = all(math.isfinite(bound) for bound in torch.stack(torch.aminmax(weight)).tolist())
         if finite and mkl.can_pack() and max(*weight.shape, *weight.stride()) <= mkl.LARGEST_INT:
             yield "packed"
-    if weight.dtype in _HALVES and torch.backends.mkldnn.is_available():
+    if weight.dtype in _HALVES and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         name = "bf16" if weight.dtype == torch.bfloat16 else "fp16"
         if getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported")():
             yield "onednn"
@@ -249,6 +249,9 @@ def _fastest(weight: Tensor, rows: Sequence[int]) -> Layout:
 def _trials(weight: Tensor, layout: Layout, m: int) -> list[Callable[[], object]]:
     """Return equal calls, each with a copy of the weight."""
     n, k = weight.shape
+    # A part of a large weight tells enough.
+    weight = weight[: matmul_choice.measured_columns(n, k * weight.element_size())]
+    n = weight.shape[0]
     m = matmul_choice.measured_rows(m, n, k)
     # Ones, because drawing numbers would change what the caller draws next.
     x, out = weight.new_ones(m, k), weight.new_empty(m, n)
@@ -257,12 +260,12 @@ def _trials(weight: Tensor, layout: Layout, m: int) -> list[Callable[[], object]
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int | None, int], dtype: torch.dtype, device: torch.device) -> None:
-    wanted = f"[{'M' if shape[0] is None else shape[0]}, {shape[1]}] of {dtype} on {device} with adjacent elements in a row"
     fits = tensor.dim() == 2 and tensor.shape[1] == shape[1] and shape[0] in (None, tensor.shape[0])
     if not fits or tensor.dtype != dtype or tensor.device != device or not _has_rows(tensor):
+        rows = "M" if shape[0] is None else shape[0]
         raise InputError(
-            f"PreparedWeight.bind: {name} must be {wanted}, got {list(tensor.shape)} of {tensor.dtype} on {tensor.device} "
-            f"with strides {tensor.stride()}"
+            f"PreparedWeight.bind: {name} must be [{rows}, {shape[1]}] of {dtype} on {device} with adjacent elements in a row, "
+            f"got {list(tensor.shape)} of {tensor.dtype} on {tensor.device} with strides {tensor.stride()}"
         )
 
 
@@ -277,7 +280,7 @@ def _is_sgemm(x: Tensor) -> bool:
 
 
 def _fits_blas(*matrices: Tensor) -> bool:
-    return max(max(*t.shape, *t.stride()) for t in matrices) <= mkl.LARGEST_INT
+    return all(size <= mkl.LARGEST_INT for t in matrices for size in (*t.shape, *t.stride()))
 
 
 def _native(call: mkl.NativeCall) -> Product:

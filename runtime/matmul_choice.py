@@ -2,6 +2,9 @@
 
 Which way is fastest depends on the CPU, the sizes and the threads, and no table foretells it. What counts is the time with
 weights that are not in the cache, because a forward pass sweeps through all weights before it comes back to one.
+
+One thread measures, whatever the number that will compute: the ways differ in how a core reads the weight, and the time that
+several threads take tells more of what else the machine is doing.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from pathlib import Path
 
 import torch
 
+from .single_thread import single_thread
+
 Call = Callable[[], object]
 Times = dict[str, float]
 
@@ -27,6 +32,7 @@ ROW_CLASSES = (1, 8, 32, 128, 512)
 
 _SECONDS_PER_CANDIDATE = 0.006
 _FLOPS_PER_CALL = 6e8
+_LARGEST_WEIGHT_BYTES = 16 << 20
 _FORMAT = 1
 _LOCK = threading.Lock()
 _MEASURED: dict[Path, dict[str, Times]] = {}
@@ -42,13 +48,18 @@ def measured_rows(rows: int, n: int, k: int) -> int:
     return min(rows, max(32, int(_FLOPS_PER_CALL / (2 * max(n * k, 1)))))
 
 
+def measured_columns(n: int, row_bytes: int) -> int:
+    """Return how many of a weight's N rows, each of `row_bytes`, to measure with."""
+    return min(n, max(64, _LARGEST_WEIGHT_BYTES // max(row_bytes, 1)))
+
+
 def copies_for(weight_bytes: int) -> int:
     """Return how many copies of a weight, used in turn, are cold whenever they are used."""
     return min(64, 4 * _second_level_cache_bytes() // max(weight_bytes, 1) + 1)
 
 
 def times(key: str, candidates: Mapping[str, Callable[[], Sequence[Call]]]) -> Times:
-    """Return the time of a call of each candidate in seconds, measured once per machine and number of threads.
+    """Return the time of a call of each candidate in seconds, on one thread, measured once per machine.
 
     Args:
         key: what is measured, such as "float32 384x1536 m128".
@@ -60,16 +71,17 @@ def times(key: str, candidates: Mapping[str, Callable[[], Sequence[Call]]]) -> T
             _MEASURED[path] = _read(path)
         found = _MEASURED[path].get(key, {})
         if not candidates.keys() <= found.keys():
-            found = {name: _measure(make()) for name, make in candidates.items()}
+            with single_thread() as alone:
+                # Time on the CPU leaves out what other processes take, but also what other threads do for a call.
+                clock = time.thread_time if alone else time.perf_counter
+                found = {name: _measure(make(), clock) for name, make in candidates.items()}
             # Another process may have written since.
             _MEASURED[path] = {**_read(path), **_MEASURED[path], key: found}
             _write(path, _MEASURED[path])
         return {name: found[name] for name in candidates}
 
 
-def _measure(calls: Sequence[Call]) -> float:
-    # Time on the CPU leaves out what other processes take, but also what other threads do for the call.
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+def _measure(calls: Sequence[Call], clock: Callable[[], float]) -> float:
     calls[0]()
     taken: list[float] = []
     total = 0.0
@@ -83,15 +95,9 @@ def _measure(calls: Sequence[Call]) -> float:
 
 
 def _path() -> Path:
-    return _cache_folder() / f"{_machine()}-{torch.get_num_threads()}.json"
-
-
-def _cache_folder() -> Path:
-    triton = os.environ.get("TRITON_CACHE_DIR")
-    if triton:
-        return Path(triton) / "graphwright-matmul"
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".cache") / "graphwright" / "matmul"
+    triton, xdg = os.environ.get("TRITON_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
+    folder = Path(triton) if triton else (Path(xdg) if xdg else Path.home() / ".cache") / "graphwright"
+    return folder / "matmul" / f"{_machine()}.json"
 
 
 @functools.cache

@@ -196,8 +196,8 @@ def _sgemm() -> Function | None:
 
 def _libraries() -> Iterator[ctypes.CDLL]:
     path = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so")
-    # A BLAS with 64-bit integers would read beyond the arguments, and only MKL's interface is known to be this one.
-    if torch.backends.mkl.is_available() and os.path.exists(path):
+    # Only MKL's interface is known to be this one; a BLAS with 64-bit integers would read beyond the arguments.
+    if torch.backends.mkl.is_available() and os.path.exists(path):  # type: ignore[no-untyped-call]
         yield ctypes.CDLL(path)
 
 

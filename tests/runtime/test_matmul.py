@@ -43,7 +43,7 @@ def cache(tmp_path, monkeypatch):
     """A cache folder of its own, with nothing measured."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(matmul_choice, "_MEASURED", {})
-    return tmp_path / "graphwright-matmul"
+    return tmp_path / "matmul"
 
 
 def padded(rows: int, columns: int, dtype: torch.dtype, generator: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -245,7 +245,7 @@ def test_the_choice_is_measured_once(cache, monkeypatch, generator):
     weight = torch.randn(96, 64, generator=generator)
     measured: list[int] = []
     measure = matmul_choice._measure
-    monkeypatch.setattr(matmul_choice, "_measure", lambda calls: measured.append(len(calls)) or measure(calls))
+    monkeypatch.setattr(matmul_choice, "_measure", lambda calls, clock: measured.append(len(calls)) or measure(calls, clock))
     first = prepare_weight(weight, rows=(1, 100))
     (file,) = cache.iterdir()
     stored = json.loads(file.read_text())
@@ -357,3 +357,28 @@ def test_batched_products(dtype, form, generator):
     again = torch.empty_strided(out.shape, out.stride(), dtype=dtype).fill_(nan)
     product.with_pointers(a.data_ptr(), b.data_ptr(), again.data_ptr())
     assert torch.equal(again, out)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_on_a_gpu(dtype):
+    """On a CUDA device torch's products are bound, at their own and at other pointers."""
+    weight, x = torch.randn(45, 77, device="cuda").to(dtype), torch.randn(63, 77, device="cuda").to(dtype)
+    out, again = torch.empty(2, 63, 45, device="cuda", dtype=dtype)
+    wanted = (x.double() @ weight.double().t()).cpu()
+    product = prepare_weight(weight).bind(x, out)
+    product()
+    product.with_pointers(x.data_ptr(), again.data_ptr())
+    for found in (out, again):
+        assert error_ratio(found.cpu(), wanted) < max(TOLERANCE[dtype], 1e-3)
+
+
+def test_large_weights_are_measured_in_part(cache, monkeypatch):
+    """Choosing a layout costs no more for a large weight than for a middling one."""
+    sizes: list[int] = []
+    monkeypatch.setattr(matmul_choice, "copies_for", lambda size: sizes.append(size) or 1)
+    monkeypatch.setattr(matmul_choice, "_LARGEST_WEIGHT_BYTES", 1 << 16)
+    weight = torch.ones(1024, 128)
+    prepared = prepare_weight(weight)
+    assert set(sizes) == {1 << 16}
+    assert torch.equal(prepared.unpack(), weight)
