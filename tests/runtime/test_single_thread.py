@@ -21,7 +21,8 @@ def two_threads():
 def counts() -> dict[str, int]:
     """Return the threads that each library would compute on if called from this thread."""
     lines = (line.strip().split(" : ") for line in torch.__config__.parallel_info().splitlines())
-    return {pair[0]: int(pair[1]) for pair in lines if len(pair) == 2 and pair[0].endswith("_threads()")}
+    computing = ("at::get_num_threads()", "omp_get_max_threads()", "mkl_get_max_threads()")
+    return {pair[0]: int(pair[1]) for pair in lines if pair[0] in computing}
 
 
 def test_every_library_computes_on_this_thread(two_threads):
