@@ -23,6 +23,7 @@ PASSES: dict[str, str] = {
     "constant-folding": "graphwright.passes.cleanup.constant_folding:ConstantFolding",
     "dead-code": "graphwright.passes.cleanup.dead_code:DeadCode",
     "fuse-projections": "graphwright.passes.fusing.projections:FuseProjections",
+    "raise-attention": "graphwright.passes.raising.attention:RaiseAttention",
     "raise-gelu": "graphwright.passes.raising.gelu:RaiseGelu",
     "raise-glu": "graphwright.passes.raising.glu:RaiseGlu",
     "raise-norms": "graphwright.passes.raising.norms:RaiseNorms",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sympy
 import torch
+
+from graphwright.ir.analyses.index_core import Type
+from graphwright.ir.analyses.index_eval import evaluate
+from graphwright.ir.analyses.index_text import parse
 
 from .definition import computed_in, define, expect
 
@@ -18,6 +22,20 @@ SCHEMA = (
     "attention(Tensor q, Tensor k, Tensor v, Tensor[] operands, Tensor? sink, *, str predicate='', str bias='', "
     "float scale, float softcap=0.0) -> Tensor"
 )
+
+
+SIZES = ("batch_size", "heads", "query_length", "key_length")
+"""Names of the scores' sizes [B, H, S, T] in the expressions."""
+
+
+def operand_name(number: int) -> str:
+    """Return the name by which expressions read an operand."""
+    return f"in{number}"
+
+
+def operand_type(dtype: torch.dtype) -> Type:
+    """Return the type that an operand's elements have in expressions."""
+    return "bool" if dtype == torch.bool else "float" if dtype.is_floating_point else "int"
 
 
 def attention_reference(
@@ -42,7 +60,8 @@ def attention_reference(
         v: [B, Hk, T, Dv].
         operands: what the expressions read: `in0`, `in1`, ...
         sink: [H], a score per head that joins the softmax's denominator and nothing else; None for none.
-        predicate: an index expression over b, h, q, k, true where key k is visible to query q; "" for every key.
+        predicate: an index expression over b, h, q, k and the sizes named in `SIZES`, true where key k is visible to query
+            q; "" for every key.
         bias: an index expression, added to the scaled and capped score; "" for none.
         scale: factor of the scores.
         softcap: scores are bent to softcap * tanh(score / softcap); 0 for not.
@@ -73,15 +92,14 @@ def attention_reference(
 
 def _evaluate(text: str, scores: torch.Tensor, operands: list[torch.Tensor]) -> torch.Tensor:
     """Return the expression's values, broadcast to the scores [B, H, S, T]."""
-    from graphwright.ir.analyses.index_eval import evaluate
-    from graphwright.ir.analyses.index_text import parse
-
     variables = {
         name: torch.arange(size, device=scores.device).reshape([-1 if i == at else 1 for i in range(4)])
         for at, (name, size) in enumerate(zip("bhqk", scores.shape, strict=True))
     }
-    value: Any = evaluate(parse(text), variables, operands, {})
-    return torch.as_tensor(value, device=scores.device).expand(scores.shape)
+    sizes = dict(zip(SIZES, scores.shape, strict=True))
+    loads = {operand_name(at): operand for at, operand in enumerate(operands)}
+    expression = parse(text, {name: operand_type(operand.dtype) for name, operand in loads.items()})
+    return evaluate(expression, variables, loads, sizes).to(scores.device).expand(scores.shape)
 
 
 def _fake(
