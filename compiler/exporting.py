@@ -1,0 +1,234 @@
+"""From a model and a sample call to torch.export's graph, with errors that name the line of the model."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from graphwright.ir.containers import PLAIN, Constant, Leaf, Structure, describe, open_container, type_name
+from graphwright.ir.errors import CaptureError
+
+from .sampling import Call, Names
+
+TORCH_FOLDER = os.path.dirname(torch.__file__) + os.sep
+OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+CONSTANTS = (*PLAIN, torch.dtype, torch.device)
+
+
+@dataclass
+class Exported:
+    """What torch.export made of a model.
+
+    Args:
+        program: its graph takes the weights and the flat tensors, and returns flat results.
+        results: the structure that the model returned, of flat results.
+        notes: what a user should know.
+    """
+
+    program: ExportedProgram
+    results: Structure
+    notes: list[str] = field(default_factory=list)
+
+
+class Returned:
+    """What the model returned while it was traced: an object of its own, for export puts a module's attributes back."""
+
+    def __init__(self) -> None:
+        self.structure: Structure = Constant(None)
+        self.notes: list[str] = []
+        self.problem: CaptureError | None = None
+
+
+class Flat(torch.nn.Module):
+    """A model that takes flat tensors and returns flat results; what these were is kept in `returned`."""
+
+    def __init__(self, model: torch.nn.Module, call: Call, returned: Returned) -> None:
+        super().__init__()
+        self.model = model
+        self.call = call
+        self.returned = returned
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[Any, ...]:
+        """Call the model, and flatten what it returns."""
+        leaves: list[Any] = []
+        result = self.call(self.model, tensors)
+        try:
+            self.returned.structure = describe(result, lambda path, value: self._leaf(path, value, leaves))
+        except CaptureError as error:
+            self.returned.problem = error
+            raise
+        return tuple(leaves)
+
+    def _leaf(self, path: str, value: Any, leaves: list[Any]) -> Structure | None:
+        if isinstance(value, torch.Tensor | torch.SymInt | torch.SymFloat | torch.SymBool):
+            leaves.append(value)
+            return Leaf(len(leaves) - 1)
+        if isinstance(value, CONSTANTS) or open_container(value) is not None:
+            return None
+        if any(kind.__module__ == "transformers.cache_utils" for kind in type(value).__mro__):
+            note = f"{path} is left out of the results (None): a {type(value).__name__} is no tensor"
+            if note not in self.returned.notes:
+                self.returned.notes.append(note)
+            return Constant(None)
+        raise CaptureError(
+            f"the model returns a {type_name(type(value)).replace(':', '.')} as {path or 'its result'}: only tensors, plain "
+            f"values, and lists, tuples, dicts and dataclasses of these can be returned"
+        )
+
+
+def export(model: torch.nn.Module, call: Call, tensors: Sequence[torch.Tensor], names: Names) -> Exported:
+    """Return the graph of a model in evaluation mode.
+
+    Args:
+        model: it must be in evaluation mode.
+        call: how it is called.
+        tensors: the sample, in flat order; no size that may vary is 0 or 1.
+        names: which sizes may vary.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+    """
+    returned = Returned()
+    flat = Flat(model, call, returned)
+    flat.training = False
+    dims = tuple({dim: Dim.AUTO for dim in sorted(named)} for named in names)
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(flat, tuple(tensors), dynamic_shapes=(dims,), strict=False)
+    except Exception as error:
+        if returned.problem is not None:
+            raise returned.problem from None
+        raise explained(error, model, call) from error
+    return Exported(program, returned.structure, returned.notes)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings and torch's log lines about export away, and torch's fused encoder layer, which hides what it does."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def evaluation(model: torch.nn.Module) -> Iterator[bool]:
+    """Put a model in evaluation mode, and every module back into its own after; yield whether any was in training mode."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield bool(training)
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def without_cache(model: torch.nn.Module) -> Iterator[bool]:
+    """Let a Hugging Face model not return a cache by default; yield whether it would have."""
+    config = getattr(model, "config", None)
+    if getattr(config, "use_cache", None) is not True:
+        yield False
+        return
+    config.use_cache = False  # type: ignore[union-attr]
+    try:
+        yield True
+    finally:
+        config.use_cache = True  # type: ignore[union-attr]
+
+
+# -- errors
+
+ADVICE = (
+    (
+        r"data-dependent|GuardOnDataDependent|is_nonzero|_local_scalar_dense|\.item\(\)|Boolean value of Tensor",
+        "its Python code decides by the value of a tensor, which a graph cannot hold: use torch.where or a mask, or "
+        "compute the decision outside and pass it as a plain argument",
+    ),
+    (
+        r"Cannot call numel|\.numpy\(\)|numpy\(\)|to_numpy",
+        "it leaves torch in the middle: keep the computation in torch",
+    ),
+    (
+        r"Constraints violated|specialized|ConstraintViolation",
+        "a size that was to vary is fixed by the code: pass `dynamic=` without it, or `dynamic=False`",
+    ),
+)
+
+
+def explained(error: BaseException, model: torch.nn.Module, call: Call | None = None) -> CaptureError:
+    """Return the error that says where a model cannot be captured, why, and what to do."""
+    text = _cleaned(str(error), call)
+    place = _place(error)
+    advice = next((words for pattern, words in ADVICE if re.search(pattern, f"{type(error).__name__}: {error}")), None)
+    lines = [f"{type(model).__name__} cannot be captured" + (f": {place}" if place else "")]
+    lines.append(f"{type(error).__name__}: {text}")
+    if advice:
+        lines.append(f"What to do: {advice}.")
+    return CaptureError("\n".join(lines))
+
+
+def _place(error: BaseException) -> str:
+    """Return the innermost line of the user's or the model's code, as "file:line: source"."""
+    frames: list[traceback.FrameSummary] = []
+    seen: BaseException | None = error
+    while seen is not None:
+        inside = [f for f in traceback.extract_tb(seen.__traceback__) if _is_model_code(f.filename)]
+        frames = inside or frames
+        seen = seen.__cause__ or seen.__context__
+    if frames:
+        last = frames[-1]
+        return f"{last.filename}:{last.lineno}: {last.line}"
+    quoted = [m for m in re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', str(error)) if _is_model_code(m[0])]
+    return f"{quoted[-1][0]}:{quoted[-1][1]}: {quoted[-1][2].strip()}" if quoted else ""
+
+
+def _is_model_code(file: str) -> bool:
+    return not file.startswith((TORCH_FOLDER, OWN_FOLDER, "<")) and os.path.basename(file) not in (
+        "contextlib.py",
+        "functools.py",
+    )
+
+
+def _cleaned(text: str, call: Call | None) -> str:
+    """Return torch's message without the advice that is about torch's own options, and with the tensors' own names."""
+    for end in (
+        "\nFor more information",
+        "\n\nThe error above occurred",
+        "\nUser Stack",
+        "\nFor C++ stack trace",
+        "\n\nTo fix",
+    ):
+        text = text.partition(end)[0]
+    if call is not None:
+
+        def named(match: re.Match[str]) -> str:
+            index = int(match.group(1))
+            return call.names[index] if index < len(call.names) else match.group(0)
+
+        text = re.sub(r"L\['tensors'\]\[(\d+)\]", named, text)
+        text = re.sub(r"inputs\['tensors'\]\[(\d+)\]", named, text)
+    text = text.strip()
+    return text if len(text) < 1500 else text[:1500] + " ..."
