@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,27 +49,22 @@ def real_positions(inputs: Inputs) -> torch.Tensor | None:
     return None if mask is None or bool(mask.all()) else mask.bool()
 
 
-@functools.cache
-def _documents() -> list[str]:
-    return [docstring.text for docstring in reference.docstrings()]
-
-
 def _encoder_inputs(batch: int, length: int) -> Callable[[bool], Inputs]:
     """Docstrings: one after the other, cut to full sequences, or, if ragged, one a sequence, as they come."""
 
     def build(ragged: bool) -> Inputs:
         tokenizer = reference.load_minilm_tokenizer()
-        documents = _documents()
         if ragged:
+            documents = reference.docstrings()
             # Spread over the library, so that the lengths are those of all of it.
-            texts = documents[:: len(documents) // batch][:batch]
+            texts = [document.text for document in documents[:: len(documents) // batch][:batch]]
             encoded = tokenizer(texts, truncation=True, max_length=length, padding="max_length", return_tensors="pt")
             return {name: encoded[name] for name in ("input_ids", "attention_mask")}
         ids: list[int] = []
-        for text in documents:
+        for document in reference.each_docstring():
+            ids += tokenizer(document.text, truncation=True, max_length=length)["input_ids"]
             if len(ids) >= batch * length:
                 break
-            ids += tokenizer(text, truncation=True, max_length=length)["input_ids"]
         input_ids = torch.tensor(ids[: batch * length]).view(batch, length)
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
