@@ -204,9 +204,11 @@ class _Checker:
         if not isinstance(node.ctx, ast.Load):
             raise self._refuse(node, "an attribute may not be set")
         path = ast.unparse(node)
-        root = path.split(".")[0]
-        if root in _IMPORTS.values():
-            if root not in self._globals or path not in _known_paths():
+        root: ast.expr = node
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        if isinstance(root, ast.Name) and root.id in _IMPORTS.values():
+            if root.id not in self._globals or path not in _known_paths():
                 raise self._refuse(node, f"{path} may not be used in a kernel")
             return
         if node.attr not in _known_attributes():
