@@ -65,7 +65,13 @@ def _functions(source: str) -> tuple[tuple[str, Any], ...]:
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
     code = compile(ast.Module(body, []), filename, "exec", dont_inherit=True)
-    space: dict[str, Any] = {"__name__": name, "__builtins__": {}, "triton": triton, "tl": tl, "libdevice": libdevice}
+    space: dict[str, Any] = {
+        "__name__": name,
+        "__builtins__": {"float": float},
+        "triton": triton,
+        "tl": tl,
+        "libdevice": libdevice,
+    }
     exec(code, space)
     return tuple((node.name, space[node.name]) for node in body if isinstance(node, ast.FunctionDef))
 
@@ -214,6 +220,16 @@ class _Checker:
         if node.attr not in _known_attributes():
             raise self._refuse(node, f"the attribute {node.attr!r} may not be used in a kernel")
         self._node(node.value, local)
+
+
+def _dotted(node: ast.expr) -> str:
+    """Return names with dots between them as they are written, "" for other expressions."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        before = _dotted(node.value)
+        return f"{before}.{node.attr}" if before else ""
+    return ""
 
 
 def _is_number(node: ast.expr) -> bool:

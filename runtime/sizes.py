@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import keyword
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from graphwright.ir.errors import ArtifactError
@@ -48,7 +49,7 @@ def compile_sizes(sizes: Iterable[Size], names: Sequence[str]) -> Evaluator:
     """
     texts = sorted({size for size in sizes if isinstance(size, str)})
     for name in names:
-        if not name.isidentifier() or name in _FUNCTIONS or name.startswith("__"):
+        if not name.isidentifier() or keyword.iskeyword(name) or name in _FUNCTIONS or name.startswith("__"):
             raise ArtifactError(f"{name!r} cannot be the name of a dimension: it must be an identifier, and not max or min")
     for text in texts:
         unknown = size_names(text) - set(names)
