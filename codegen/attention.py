@@ -155,7 +155,15 @@ def _module(spec: AttentionSpec, name: str, provenance: Sequence[str]) -> str:
     lines += ["import triton", "import triton.language as tl"]
     lines += ["from triton.language.extra import libdevice"] * (spec.softcap is not None)
     lengths = ", ".join(f'"{length}"' for length in attention_lengths(spec))
-    lines += ["", "", *HELPERS.splitlines(), "", "", f"@triton.jit(do_not_specialize=[{lengths}])" if lengths else "@triton.jit", f"def {name}("]
+    lines += [
+        "",
+        "",
+        *HELPERS.splitlines(),
+        "",
+        "",
+        f"@triton.jit(do_not_specialize=[{lengths}])" if lengths else "@triton.jit",
+        f"def {name}(",
+    ]
     lines += [f"    {parameter}," for parameter in attention_parameters(spec)]
     lines += ["    BLOCK_M: tl.constexpr,", "    BLOCK_N: tl.constexpr,", "):"]
     lines += [f"    {line}".rstrip() for line in kernel_body(spec)]

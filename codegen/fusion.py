@@ -198,7 +198,8 @@ class Fusion:
         theirs = {(self.stage(u), *self.rows(u).shape) for u in users}
         if theirs == {mine}:
             return False
-        large = [a for a in self.tensor_args(node) if self.numel(self.base(a)) == self.numel(node)]
+        bases = [self.base(a) for a in self.tensor_args(node)]
+        large = [b for b in bases if self._kinds[b] != "generator" and self.numel(b) == self.numel(node)]
         if len(users) == 1 and node.target not in REDUCTIONS:
             (user,) = users
             if self.rows(user).shape == self.rows(node).shape and len(large) <= 1:
@@ -269,7 +270,7 @@ class Fusion:
         return made
 
     def _sources(self, node: fx.Node, wanted: set[fx.Node]) -> set[fx.Node]:
-        """Return the tensors as large as the node that it is computed from."""
+        """Return what is stored that a node is computed from; of weights only those that are as large."""
         found: set[fx.Node] = set()
         stack, seen = [node], {node}
         while stack:
@@ -281,11 +282,7 @@ class Fusion:
                     found.add(other)
                 else:
                     stack.append(other)
-        return {n for n in found if self.numel_or_none(n) == self.numel(node)}
-
-    def numel_or_none(self, node: fx.Node) -> Any:
-        """Return the number of elements of a node's value; None if that is no tensor."""
-        return self.numel(node) if isinstance(node.meta.get("val"), torch.Tensor) else None
+        return {n for n in found if self._kinds[n] != "weight" or self.numel(n) == self.numel(node)}
 
     def _extend(self, unit: Unit, needed: set[Unit], units: list[Unit]) -> None:
         unit.before |= needed

@@ -277,6 +277,11 @@ class _Writer:
         return (value, self.segment) if value.varies else value
 
     def _text(self, value: Value) -> str:
+        if value.kind == "op" and value.payload == "where":
+            # Where a whole segment lies on one side of a condition, the other side is not computed.
+            known = self._known(value.args[0])
+            if known is not None:
+                return self._text(value.args[1 if known else 2])
         key = self._key(value)
         for names in reversed(self.names):
             if key in names:

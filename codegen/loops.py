@@ -153,13 +153,15 @@ class GraphReader:
     @contextmanager
     def under(self, condition: Value) -> Iterator[None]:
         """Make loads only where `condition` holds."""
-        before = self._conditions
+        before, sizes = self._conditions, self.values.ranges.sizes
         if condition.kind != "constant":
             self._conditions = (*before, condition)
+        if condition.kind == "less" and condition.payload[0] in sizes and condition.payload[1].is_Integer:
+            self.values.ranges.sizes = {**sizes, condition.payload[0]: condition.payload[1]}
         try:
             yield
         finally:
-            self._conditions = before
+            self._conditions, self.values.ranges.sizes = before, sizes
 
 
 def strided(program: Program, node: fx.Node, base: fx.Node, stored: Stored) -> Stored | None:
