@@ -164,7 +164,8 @@ def load_minilm() -> Any:
     from transformers import AutoModel
 
     with _quiet_loading():
-        return AutoModel.from_pretrained(minilm_folder(), dtype=torch.float32, add_pooling_layer=False).eval()
+        model: Any = AutoModel.from_pretrained(minilm_folder(), dtype=torch.float32, add_pooling_layer=False)
+    return model.eval()
 
 
 def load_language_model() -> Any:
@@ -177,7 +178,8 @@ def load_language_model() -> Any:
     from transformers import AutoModelForCausalLM
 
     with _quiet_loading():
-        return AutoModelForCausalLM.from_pretrained(language_model_folder(), dtype=torch.float32).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(language_model_folder(), dtype=torch.float32)
+    return model.eval()
 
 
 def load_minilm_tokenizer() -> Any:
@@ -207,8 +209,9 @@ def _tokenizer(folder: Path) -> Any:
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
     """Keep transformers from drawing a progress bar and from reporting the weights that are left out on purpose."""
-    from transformers.utils import logging
+    import transformers
 
+    logging: Any = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -19,6 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from graphwright.ir.errors import InputError
 from graphwright.tools import cli, reference
 from graphwright.tools.bench.models import measure, onnx_files, profile, report, rivals, rows, startup
 from graphwright.tools.bench.models.measure import Result, Timing
@@ -425,6 +426,7 @@ def test_command_prints_and_writes(tiny: Row, tmp_path: Path, capsys: pytest.Cap
     assert result["ratio"] > 0
     command = "graphwright bench models --rival graphwright --rival eager --threads 1 --repeat 2 --ragged --quick"
     assert f"`{command}`" in page.read_text()
+    assert written["command"] == command
 
 
 def test_a_competitor_that_is_missing_is_a_dash(
@@ -438,6 +440,23 @@ def test_a_competitor_that_is_missing_is_a_dash(
     (row,) = cells(out)
     assert row[2:5] == ["-", "-", "-"]
     assert "onnx-23 (tiny): ModuleNotFoundError" in out
+
+
+def test_a_model_that_is_missing_fails_its_row(
+    tiny: Row, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a row's model is not installed the remedy is shown, the other rows are measured, and the exit code is 1."""
+
+    def load() -> Any:
+        raise InputError("the model is not here: pip install it")
+
+    monkeypatch.setitem(ROWS, "tiny", dataclasses.replace(tiny, load=load))
+    assert cli.main(["bench", "models", "--threads", "1", "--repeat", "1", "--rival", "eager", "--rival", "graphwright"]) == 1
+    out = capsys.readouterr().out
+    assert "graphwright (tiny): InputError: the model is not here: pip install it" in out
+    missing, measured = cells(out)
+    assert missing[1:3] == ["-", "-"]
+    assert "-" not in measured
 
 
 def test_our_failure_is_the_exit_code(tiny: Row, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -510,6 +529,7 @@ def test_the_command_runs_itself_with_passive_threads(monkeypatch: pytest.Monkey
         (["--rival", "egaer"], "there is no rival 'egaer'. Did you mean 'eager'?"),
         (["--threads", "two"], "expected numbers of threads"),
         (["--repeat", "0"], "--repeat"),
+        (["--plot", "picture.xyz"], "'picture.xyz' should end with one of"),
     ],
 )
 def test_wrong_options(tiny: Row, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,20 @@ class _Command(click.Command):
         return super().parse_args(ctx, args)
 
 
+def _picture(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse before the work what could not be drawn after it."""
+    if path is None:
+        return None
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        raise click.BadParameter("matplotlib is not installed: pip install graphwright[bench]") from None
+    endings = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix[1:] not in endings:
+        raise click.BadParameter(f"{path.name!r} should end with one of {', '.join(endings)}")
+    return path
+
+
 @click.command("models", cls=_Command)
 @click.option("--row", "row_names", multiple=True, metavar="NAME", help="Measure this row only; may be repeated.")
 @click.option("--rival", "rival_names", multiple=True, metavar="NAME", help="Compare these only; may be repeated.")
@@ -48,7 +63,9 @@ class _Command(click.Command):
 @click.option("--profile", "with_profile", is_flag=True, help="Also show where our time goes.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the results here.")
 @click.option("--markdown", "page", type=click.Path(path_type=Path, dir_okay=False), help="Also write the tables here.")
-@click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the ratios here.")
+@click.option(
+    "--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), callback=_picture, help="Also draw the speeds here."
+)
 @click.option("--quick", is_flag=True, help="Measure the small rows only.")
 @click.pass_context
 def models(
@@ -107,7 +124,9 @@ def models(
         from .report import plot
 
         plot(run.results, names, picture)
-    context.exit(1 if any(OURS in result.failures for result in run.results) else 0)
+    failed = any(OURS in result.failures for result in run.results)
+    failed |= any(startup.rival == OURS and startup.failure for startup in run.startups)
+    context.exit(1 if failed else 0)
 
 
 class _Run:
@@ -127,10 +146,8 @@ class _Run:
         with _progress() as tell:
             for row in rows:
                 for count in self.threads:
-                    about = f"{row.name}, {count} thread{'s' if count > 1 else ''}: "
-                    found = measure(
-                        row, count, self.names, repeat, ragged=ragged, tell=lambda text, about=about: tell(about + text)
-                    )
+                    about = f"{row.name}, {count} thread{'s' if count > 1 else ''}"
+                    found = measure(row, count, self.names, repeat, ragged=ragged, tell=partial(_tell_about, tell, about))
                     self.results.append(found)
                     self._write()
 
@@ -161,7 +178,7 @@ class _Run:
         from .report import to_json, to_markdown
 
         if self.json_path is not None:
-            self.json_path.write_text(json.dumps(to_json(self.results, self.startups), indent=2) + "\n")
+            self.json_path.write_text(json.dumps(to_json(self.results, self.startups, self.command), indent=2) + "\n")
         if self.page is not None:
             self.page.write_text(to_markdown(self.results, self.names, self.threads, self.startups, self.command))
 
@@ -179,6 +196,10 @@ def _progress() -> Iterator[Callable[[str], None]]:
     # No refreshing by a thread, which would take time from what is measured.
     with Live(console=console, auto_refresh=False, transient=True) as live:
         yield lambda text: live.update(text, refresh=True)
+
+
+def _tell_about(tell: Callable[[str], None], about: str, text: str) -> None:
+    tell(f"{about}: {text}")
 
 
 def _show_profile(console: Console, row: Row, threads: int, ragged: bool) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from graphwright.ir.errors import InputError
+
 from .rivals import EAGER, OURS, RIVALS, Case, Run, forget_compiled
 from .rows import Row, real_positions
 
@@ -109,7 +111,11 @@ def measure(
         torch.set_num_threads(threads)
         forget_compiled()
         tell("loading")
-        case = Case(row, row.load(), row.inputs(ragged), threads)
+        try:
+            case = Case(row, row.load(), row.inputs(ragged), threads)
+        except (InputError, ImportError) as error:
+            result.failures = dict.fromkeys(names, reason(error))
+            return result
         expected = RIVALS[EAGER](case)()
         runs: dict[str, Run] = {}
         checked: dict[str, tuple[float, float]] = {}
@@ -192,6 +198,7 @@ def _rounds(
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Return the seconds per call of each rival, one number a round, and how many of them were disturbed."""
     clock = time.thread_time if threads == 1 else time.perf_counter
+    names = list(runs)
     calls = {name: _calls(run, clock) for name, run in runs.items()}
     samples: dict[str, list[float]] = {name: [] for name in runs}
     disturbed = dict.fromkeys(runs, 0)
@@ -204,7 +211,7 @@ def _rounds(
                 break
             tell(f"round {count + 1} of {repeat}")
             # The neighbours in time change sides every other round.
-            for name in runs if count % 2 == 0 else reversed(runs):
+            for name in names if count % 2 == 0 else reversed(names):
                 run = runs[name]
                 time.sleep(SETTLE_S)
                 run()

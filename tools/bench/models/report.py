@@ -96,9 +96,10 @@ def _startup_cells(startup: Startup) -> list[str]:
     return [*head, f"{startup.cold_s:.1f}", f"{startup.warm_s:.1f}", *(f"{size / 2**20:.0f}" for size in memory)]
 
 
-def to_json(results: Sequence[Result], startups: Sequence[Startup]) -> dict[str, Any]:
-    """Return everything measured, with a description of the machine."""
+def to_json(results: Sequence[Result], startups: Sequence[Startup], command: str) -> dict[str, Any]:
+    """Return everything measured, with a description of the machine and the command that measured."""
     return {
+        "command": command,
         "machine": _machine(),
         "results": [dataclasses.asdict(result) for result in results],
         "startups": [dataclasses.asdict(startup) for startup in startups],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ def _compiled(name: str, **settings: Any) -> Callable[[Case], Run]:
 
         @torch.no_grad()
         def run() -> torch.Tensor:
-            return compiled()
+            result: torch.Tensor = compiled()
+            return result
 
         return run
 
@@ -68,8 +70,8 @@ def _compiled(name: str, **settings: Any) -> Callable[[Case], Run]:
 
 def _onnxruntime(opset: int) -> Callable[[Case], Run]:
     def build(case: Case) -> Run:
-        import onnxruntime
-
+        # It carries no types.
+        onnxruntime: Any = importlib.import_module("onnxruntime")
         path = exported(case.model, case.inputs, case.row.varying, opset)
         options = onnxruntime.SessionOptions()
         # With 1 it runs in the calling thread.
