@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
+from graphwright.ir.errors import VerifyError
+from graphwright.ir.inference import mark_checked
 from graphwright.ir.printer import print_program
 from graphwright.ir.program import Program, calls
 from graphwright.ir.records import PassRecord
@@ -54,23 +57,28 @@ def run_passes(
         VerifyError: a pass made a program that breaks a rule; the error names the pass.
     """
     context = context or Context()
+    start = program
+    for node in calls(program.graph):
+        # What a program says of itself when it comes here is trusted: only what passes do is checked.
+        mark_checked(node)
     for step in as_passes(passes):
         program = _run(program, step, context, keep_text)
-    return program
+    return program.copy() if program.graph is start.graph else program
 
 
 def _run(program: Program, step: Pass, context: Context, keep_text: bool) -> Program:
     started = time.perf_counter_ns()
     before = sum(1 for _ in calls(program.graph))
     plan = step.plan(program, context)
-    result = program.copy()
+    result, text = program, ""
     if plan.decisions:
         result = step.apply(program, plan)
         try:
             verify(result)
-        except Exception as error:
+        except VerifyError as error:
             error.add_note(f"after the pass {format_pass(step)}")
             raise
+        text = print_program(result) if keep_text else ""
     record = PassRecord(
         pass_name=step.name,
         options=format_pass(step),
@@ -78,7 +86,6 @@ def _run(program: Program, step: Pass, context: Context, keep_text: bool) -> Pro
         nodes_before=before,
         nodes_after=sum(1 for _ in calls(result.graph)),
         time_us=(time.perf_counter_ns() - started) // 1000,
-        text=print_program(result) if keep_text and plan.decisions else "",
+        text=text,
     )
-    result.records.append(record)
-    return result
+    return replace(result, records=[*result.records, record])

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from .errors import VerifyError
+from .inference import infer_value, mark_checked
 
 if TYPE_CHECKING:
     from .records import PassRecord
@@ -187,14 +188,13 @@ class Program:
         Raises:
             VerifyError: the operation does not accept the arguments.
         """
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
         try:
-            with self.fake_mode, torch.no_grad():
-                node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+            node.meta["val"] = infer_value(node, self.fake_mode)
         except Exception as error:
             from .diagnostics import at_node
 
             raise at_node(VerifyError(f"{node.format_node()}: {error}"), self, node) from error
+        mark_checked(node)
 
     @property
     def fake_mode(self) -> Any:

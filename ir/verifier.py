@@ -14,6 +14,7 @@ from torch import fx
 
 from .diagnostics import at_node
 from .errors import VerifyError
+from .inference import infer_value, is_checked, is_data_dependent, mark_checked
 from .program import Program
 
 SIZE_FUNCTIONS = frozenset(
@@ -36,9 +37,6 @@ SIZE_FUNCTIONS = frozenset(
     }
 )
 """Plain functions that nodes may call: they compute sizes."""
-
-CHECKED = "graphwright_checked"
-"""Key in a node's meta: for which arguments its value was last inferred, so that only what changed is inferred again."""
 
 
 @dataclass(frozen=True)
@@ -142,25 +140,19 @@ def _shape(program: Program) -> Iterator[tuple[str, fx.Node | None]]:
     """What a node says agrees with what its operation gives for its arguments."""
     mode = None
     for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
-        inferred_for = _arguments(node)
-        if node.meta.get(CHECKED, (None,))[0] == inferred_for:
+        if node.op != "call_function" or is_checked(node):
             continue
         mode = mode or program.fake_mode
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
         try:
-            with mode, torch.no_grad():
-                inferred = node.target(*args, **kwargs)
+            inferred = infer_value(node, mode)
         except Exception as error:  # noqa: BLE001 - an operation may raise anything for arguments that do not fit
             yield f"the operation does not accept its arguments: {error}", node
             continue
         said = node.meta["val"]
-        if not _same_value(program, said, inferred):
+        if _same_value(program, said, inferred):
+            mark_checked(node)
+        else:
             yield f"the node says {_describe(program, said)}, its operation gives {_describe(program, inferred)}", node
-            continue
-        # The inputs' values are kept with the mark, so that none of their ids can be given to another value.
-        node.meta[CHECKED] = (inferred_for, [n.meta["val"] for n in node.all_input_nodes])
 
 
 @_rule("signature")
@@ -178,25 +170,6 @@ def _signature(program: Program) -> Iterator[tuple[str, fx.Node | None]]:
     for result in arguments:
         if not isinstance(result, fx.Node | int | float | bool | str | type(None)):
             yield f"a result is {result!r}; results are nodes or plain values", program.output
-
-
-def _arguments(node: fx.Node) -> Any:
-    """Return what decides a node's value: operation and arguments, nodes as the identity of their value."""
-
-    def leaf(argument: Any) -> Any:
-        if isinstance(argument, fx.Node):
-            return id(argument.meta["val"])
-        # 1, 1.0 and True are equal, but not to type promotion.
-        return (type(argument).__name__, argument)
-
-    def walk(argument: Any) -> Any:
-        if isinstance(argument, list | tuple):
-            return tuple(walk(item) for item in argument)
-        if isinstance(argument, dict):
-            return tuple((key, walk(item)) for key, item in sorted(argument.items()))
-        return leaf(argument)
-
-    return (node.target, walk(node.args), walk(node.kwargs), id(node.meta["val"]))
 
 
 def _same_value(program: Program, said: Any, inferred: Any) -> bool:
@@ -224,14 +197,9 @@ def _same_size(program: Program, said: Any, inferred: Any) -> bool:
     mine, other = program.size(said), program.size(inferred)
     if mine == other:
         return True
-    if any(_is_data_dependent(size) for size in (mine, other)):
-        # Every inference makes new symbols for sizes that depend on values.
-        return True
-    return bool(sympy.simplify(mine - other) == 0)
-
-
-def _is_data_dependent(size: Any) -> bool:
-    return any(symbol.name.startswith("u") and symbol.name[1:].isdigit() for symbol in getattr(size, "free_symbols", ()))
+    symbols = {symbol for size in (mine, other) for symbol in getattr(size, "free_symbols", ())}
+    # Every inference makes new symbols for sizes that depend on values.
+    return any(map(is_data_dependent, symbols)) or bool(sympy.simplify(mine - other) == 0)
 
 
 def _describe(program: Program, value: Any) -> str:
