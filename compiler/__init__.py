@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .capturing import capture
+    from .compiled import Compiled, load
+    from .compiling import compile
 
 __version__ = "0.1.0"
 
-__all__ = ["capture"]
+__all__ = ["Compiled", "capture", "compile", "load"]
 
 _MODULES = {
+    "Compiled": "compiled",
     "capture": "capturing",
+    "compile": "compiling",
+    "load": "compiled",
 }
 """Name -> the module that defines it, imported when the name is first used: importing Graphwright loads no heavy library."""
 

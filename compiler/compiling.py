@@ -1,0 +1,83 @@
+"""Compiling: from a PyTorch model, or a program, to something that runs it faster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from graphwright.codegen.lower import lower
+from graphwright.ir.printer import print_program
+from graphwright.ir.program import Program
+from graphwright.passes.base import Context, Pass
+from graphwright.runtime.executable import Executable
+from graphwright.runtime.schedule import Schedule
+
+from .capturing import capture
+from .compiled import Compiled, Report
+from .pipeline import DEFAULT_PASSES, run_passes
+from .sampling import Dynamic
+
+
+def compile(
+    model: torch.nn.Module | Program,
+    *args: Any,
+    passes: Iterable[Pass | str] = (),
+    dynamic: Dynamic = None,
+    check: bool = True,
+    keep_text: bool = False,
+    **kwargs: Any,
+) -> Compiled:
+    """Compile a model.
+
+    Args:
+        model: any module, or a program that was captured before.
+        args: arguments of a sample call, as the model takes them; none for a program.
+        passes: what to do beyond what is done to every model: passes, or texts such as "fuse-projections:minimum=3". They run
+            after recognition and clean-up.
+        dynamic: which sizes may differ from call to call; see `capture`.
+        check: compare the capture with the model at other sizes than the sample's.
+        keep_text: keep the printed program after every pass in the report.
+        kwargs: named arguments of the sample call.
+
+    Returns:
+        What runs the model.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        OptionError: a pass or an option is unknown.
+        LoweringError: an operation can neither be generated nor called.
+    """
+    clock = _Clock()
+    program = model if isinstance(model, Program) else capture(model, *args, dynamic=dynamic, check=check, **kwargs)
+    clock.stop("capture")
+    device = next((w.device.type for w in program.weights.values()), "cpu")
+    program = run_passes(program, [*DEFAULT_PASSES, *passes], Context(target=device), keep_text=keep_text)
+    clock.stop("passes")
+    schedule = lower(program, device=device)
+    clock.stop("lower")
+    executable = Executable(schedule, program.weights, program.signature)
+    clock.stop("load")
+    return Compiled(executable, print_program(program), _report(program, schedule, clock.times_us))
+
+
+def _report(program: Program, schedule: Schedule, times_us: Mapping[str, int]) -> Report:
+    steps: dict[str, int] = {}
+    for step in schedule.steps:
+        kind = type(step).__name__.removesuffix("Step").lower()
+        steps[kind] = steps.get(kind, 0) + 1
+    return Report(tuple(program.notes), tuple(program.records), len(schedule.kernels), steps, times_us)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.times_us: dict[str, int] = {}
+        self._last = time.perf_counter_ns()
+
+    def stop(self, name: str) -> None:
+        """Say what the time since the last stop was for."""
+        now = time.perf_counter_ns()
+        self.times_us[name] = (now - self._last) // 1000
+        self._last = now
