@@ -181,8 +181,12 @@ def _key_length(spec: AttentionSpec) -> str:
 
 
 def _scales_queries(spec: AttentionSpec) -> bool:
-    """Whether queries are scaled once instead of all scores; in a narrow type that would round them again."""
-    return spec.dtype == "float32"
+    """Whether queries are scaled once instead of all scores.
+
+    In a narrow type that would round them again. A bias must meet scores, not a bare product: Triton makes a bias added to a
+    product its accumulator, and every term of the sum would be rounded to the last place of the bias.
+    """
+    return spec.dtype == "float32" and spec.bias is None
 
 
 def _factor(spec: AttentionSpec) -> str:
