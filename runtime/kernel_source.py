@@ -25,7 +25,7 @@ _IMPORTS = {
 _JIT_OPTIONS = frozenset({"do_not_specialize", "do_not_specialize_on_alignment", "noinline"})
 _BUILTINS = frozenset({"range", "min", "max", "abs", "float", "int", "bool", "len"})
 _TRITON = frozenset({"cdiv", "next_power_of_2"})
-_LANGUAGE = frozenset({"constexpr", "range", "static_range"})
+_LANGUAGE = frozenset({"constexpr", "range", "static_range", "PropagateNan.ALL", "PropagateNan.NONE"})
 # Those that bring in code which Triton does not check.
 _REFUSED = frozenset({"inline_asm_elementwise", "extern_elementwise"})
 _ATTRIBUTES = frozenset({"T", "shape", "dtype", "element_ty", "value", "numel", "primitive_bitwidth", "int_bitwidth"})
@@ -59,7 +59,8 @@ def _functions(source: str) -> tuple[tuple[str, Any], ...]:
     import triton.language as tl
     from triton.language.extra import libdevice
 
-    name = f"graphwright_kernel_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(source.encode()).hexdigest()
+    name = f"graphwright_kernel_{digest[:16]}"
     # Triton reads the functions' source through `inspect`, which asks here for what is not in a file.
     filename = f"<{name}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
@@ -73,9 +74,15 @@ def _functions(source: str) -> tuple[tuple[str, Any], ...]:
         "libdevice": libdevice,
     }
     exec(code, space)
-    return tuple((node.name, space[node.name]) for node in body if isinstance(node, ast.FunctionDef))
+    functions = tuple((node.name, space[node.name]) for node in body if isinstance(node, ast.FunctionDef))
+    for function_name, function in functions:
+        # Triton would find the key by walking through the function and all that it calls, which takes longer than the rest
+        # of loading a kernel. All of that is in this text, or in Triton, whose own key is part of the whole one.
+        function.hash = hashlib.sha256(f"{function_name} {digest}".encode()).hexdigest()
+    return functions
 
 
+@functools.lru_cache(maxsize=256)
 def check_source(source: str) -> ast.Module:
     """Return the tree of a kernel source that holds nothing but kernels.
 

@@ -203,10 +203,13 @@ class _Binder:
     def _matmul(self, step: MatmulStep) -> Run | None:
         x, out = self._layout.view(step.x), self._layout.view(step.out)
         weight = self._planner.weights.prepared(step.weight)
-        product = weight.bind(self._tensor(x), self._tensor(out), accumulate=step.accumulate)
         if 0 in out.shape:
             return None
         slots = [self._slots.get(placed.buffer, -1) for placed in (x, out)]
+        if max(slots) >= 0 and self._arena.is_cuda:
+            # Memory like that of the call's tensors costs nothing on a CPU before it is written to.
+            return lambda: weight.bind(self._current(x), self._current(out), accumulate=step.accumulate).run()
+        product = weight.bind(self._tensor(x), self._tensor(out), accumulate=step.accumulate)
         if max(slots) < 0:
             return product.run
         (x_slot, out_slot), (x_shift, out_shift) = slots, (self._address(x), self._address(out))

@@ -114,4 +114,10 @@ def _stored(weight: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
     )
     if same and weight.data_ptr() % ALIGNED == 0:
         return weight
-    return torch.empty_strided(weight.shape, strides, dtype=weight.dtype, device=weight.device).copy_(weight)
+    shape = weight.shape
+    for dim, stride in enumerate(strides):
+        if stride == 0 and shape[dim] > 1:
+            # All elements along it are one.
+            weight = weight.narrow(dim, 0, 1)
+    stored = torch.empty_strided(weight.shape, strides, dtype=weight.dtype, device=weight.device)
+    return stored.copy_(weight).expand(shape)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from graphwright.ir.containers import Container, Leaf
 from graphwright.ir.signature import Parameter, Range, Signature, TensorSpec
 from graphwright.runtime.executable import Executable
@@ -33,7 +34,7 @@ def bias_relu(x, bias, out, rows, width, BLOCK: tl.constexpr):
     tl.store(out + row * width + column, positive(value), mask=mask)
 '''
 
-SCALE = '''import triton
+SCALE = """import triton
 import triton.language as tl
 
 
@@ -42,7 +43,7 @@ def scale(x, out, count, factor, BLOCK: tl.constexpr):
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = k < count
     tl.store(out + k, tl.load(x + k, mask=mask) * factor, mask=mask)
-'''
+"""
 
 WIDTH, HIDDEN, CLASSES = 24, 40, 10
 ROWS = "batch*tokens"

@@ -11,11 +11,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load as load_safetensors
+
 from graphwright.ir.errors import ArtifactError
 from graphwright.runtime import artifact
 from graphwright.runtime.executable import Executable
 from graphwright.runtime.schedule import Buffer, View
-from safetensors.torch import load as load_safetensors
 
 
 @pytest.fixture

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import warnings
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
-from graphwright.ir.errors import GraphwrightError, InputError
-from graphwright.runtime.schedule import CallStep, KernelStep, View
+
+from graphwright.ir.containers import Container, Leaf
+from graphwright.ir.errors import ArtifactError, GraphwrightError, InputError
+from graphwright.ir.signature import Range, TensorSpec
+from graphwright.runtime.executable import Executable
+from graphwright.runtime.schedule import Buffer, CallStep, KernelStep, MatmulStep, Symbolic, View
 
 
 def error(found, expected):
@@ -127,7 +135,7 @@ def test_threads_share_one_executable(example):
             x = torch.randn(1 + (seed + k) % 3, 1 + k, 24, generator=generator)
             try:
                 check(example, run, x)
-            except Exception as problem:
+            except (AssertionError, GraphwrightError) as problem:
                 failures.append(problem)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
@@ -199,3 +207,201 @@ def test_profile_names_every_step(example):
     assert [row.kind for row in profile.rows] == ["matmul", "kernel", "matmul", "call", "call", "kernel"]
     assert all(row.us > 0 for row in profile.rows)
     assert profile.total_us == pytest.approx(profile.overhead_us + sum(row.us for row in profile.rows))
+
+
+N = View("x", ("n",), (1,))
+
+SCALE = """import triton
+import triton.language as tl
+
+
+@triton.jit
+def scale(x, out, count, factor, BLOCK: tl.constexpr):
+    k = tl.arange(0, BLOCK)
+    tl.store(out + k, tl.load(x + k, mask=k < count) * factor, mask=k < count)
+"""
+
+
+def flat(name, offset=0, size="n"):
+    return View(name, (size,), (1,), offset)
+
+
+def test_results_that_are_no_buffers_of_their_own(make_program):
+    """Results may be an argument itself, a part of one, a temporary, sizes and constants."""
+    step = CallStep("double", "aten::mul.Tensor", (N, 2.0), {}, ("t",))
+    outputs = [N, flat("x", 1, "max(n-1, 0)"), flat("t"), flat("t", 0, 2), Symbolic("n*3"), None, "text"]
+    schedule, signature = make_program([step], {"t": "temporary"}, outputs, {})
+    run = Executable(schedule, {}, signature)
+    x = torch.randn(5)
+    same, part, twice, first, size, nothing, text = run(x)
+    assert same is x
+    assert torch.equal(part, x[1:])
+    assert part.data_ptr() == x[1:].data_ptr()
+    assert torch.equal(twice, 2 * x)
+    assert torch.equal(first, 2 * x[:2])
+    assert (size, nothing, text) == (15, None, "text")
+    run(torch.randn(5))
+    assert torch.equal(twice, 2 * x)
+
+
+def test_an_argument_that_is_returned_keeps_its_own_strides(make_program):
+    """As in PyTorch, it is the tensor that was passed."""
+    schedule, signature = make_program([], {}, [N], {})
+    x = torch.randn(10)[::2]
+    (found,) = Executable(schedule, {}, signature)(x)
+    assert found is x
+
+
+def test_calls_see_the_tensors_of_their_own_call(make_program):
+    """Operations on arguments and results read and write those of the present call, in lists as well."""
+    steps = [
+        CallStep("cat", "aten::cat.default", ([flat("x"), flat("x")], 0), {}, ("both",), into=True),
+        CallStep("sort", "aten::sort.default", (N,), {}, ("y", "")),
+        CallStep("copy", "aten::full.default", ([Symbolic("n")], 3.0), {"dtype": torch.float32}, ("z",)),
+    ]
+    buffers = {"both": "output", "y": "output", "z": "output"}
+    schedule, signature = make_program(steps, buffers, [flat("both", 0, "2*n"), flat("y"), flat("z")], {})
+    both = Buffer("both", "float32", ("2*n",), (1,), "output")
+    run = Executable(replace(schedule, buffers={**schedule.buffers, "both": both}), {}, signature)
+    for _ in range(3):
+        x = torch.randn(7)
+        found, ordered, threes = run(x)
+        assert torch.equal(found, torch.cat([x, x]))
+        assert torch.equal(ordered, x.sort().values)
+        assert threes.tolist() == [3.0] * 7
+
+
+def test_products_on_arguments_and_results(example):
+    """A product whose operands are new in each call reads and writes those, with an offset; adding keeps what was there."""
+    w = torch.randn(8, 8)
+    buffers = {
+        "x": Buffer("x", "float32", ("batch", 16), (16, 1), "input", "0"),
+        "w": Buffer("w", "float32", (8, 8), (8, 1), "weight", "w"),
+        "y": Buffer("y", "float32", ("batch", 16), (16, 1), "output"),
+    }
+    half = ("batch", 8), (16, 1)
+    steps = (
+        MatmulStep("left", View("x", *half), "w", View("y", *half)),
+        MatmulStep("right", View("x", *half, 8), "w", View("y", *half, 8)),
+        MatmulStep("more", View("x", *half), "w", View("y", *half, 8), accumulate=True),
+    )
+    whole = View("y", ("batch", 16), (16, 1))
+    schedule = replace(
+        example.schedule, dimensions={"batch": (0, None)}, outputs=(whole,), buffers=buffers, steps=steps, kernels={}
+    )
+    spec = TensorSpec("x", torch.float32, "cpu", ("batch", 16))
+    signature = replace(example.signature, tensors=(spec,), dimensions={"batch": Range(0, None)}, results=Leaf(0))
+    run = Executable(schedule, {"w": w}, signature)
+    for batch in (3, 3, 1, 0, 40):
+        x = torch.randn(batch, 16)
+        left, right = x[:, :8] @ w.T, x[:, 8:] @ w.T
+        assert torch.allclose(run(x), torch.cat([left, left + right], 1), atol=1e-5)
+
+
+def test_a_weight_that_is_also_read(example):
+    """A weight that is multiplied by and read elsewhere is there in both forms; as a result it is a copy."""
+    schedule = example.schedule
+    table = replace(schedule.buffers["w2"], name="table")
+    view = View("table", table.shape, table.strides)
+    step = CallStep("sum", "aten::sum.default", (view,), {}, ("total",))
+    buffers = {**schedule.buffers, "table": table, "total": Buffer("total", "float32", (), (), "output")}
+    signature = replace(example.signature, results=Container("tuple", "", (), tuple(Leaf(k) for k in range(4))))
+    changed = replace(
+        schedule, buffers=buffers, steps=(*schedule.steps, step), outputs=(*schedule.outputs, view, View("total", (), ()))
+    )
+    run = Executable(changed, example.weights, signature)
+    x = torch.randn(2, 3, 24)
+    y, _, weight, total = run(x)
+    assert error(y, example.reference(x)[0]) < 2e-6
+    assert torch.equal(weight, example.weights["second.weight"])
+    assert torch.allclose(total, weight.sum())
+    weight.zero_()
+    assert torch.equal(run(x)[2], example.weights["second.weight"])
+    assert torch.equal(run(x)[0], y)
+
+
+def test_weights_that_lie_otherwise_are_copied(example):
+    """Strides and alignment of the weights passed do not matter, and they are left as they are."""
+    weights = {
+        "first.weight": example.weights["first.weight"].T.contiguous().T,
+        "first.bias": torch.cat([torch.zeros(1), example.weights["first.bias"]])[1:],
+        "second.weight": torch.stack([example.weights["second.weight"]] * 2, -1)[..., 0],
+    }
+    assert all(torch.equal(weights[name], weight) for name, weight in example.weights.items())
+    run = Executable(example.schedule, weights, example.signature)
+    check(example, run, torch.randn(2, 5, 24))
+
+
+def test_a_weight_of_equal_elements_may_be_stored_as_one(example):
+    """A weight whose buffer has a stride of 0 takes the memory of one element, however it was passed."""
+    schedule = example.schedule
+    buffers = {**schedule.buffers, "e": Buffer("e", "float32", (500, 7), (0, 1), "weight", "e")}
+    changed = replace(schedule, buffers=buffers, outputs=(View("e", (500, 7), (0, 1)),), steps=(), kernels={})
+    row = torch.randn(7)
+    for weight in (row.expand(500, 7), row.expand(500, 7).contiguous()):
+        run = Executable(changed, {**example.weights, "e": weight}, replace(example.signature, results=Leaf(0)))
+        assert torch.equal(run(torch.randn(1, 1, 24)), weight)
+        assert run.memory.weight_bytes < 500
+
+
+def test_weights_are_not_kept_when_they_are_prepared(example):
+    """The weight of a product is dropped once it is prepared, where its form is another."""
+    big = torch.randn(512, 24)
+    reference = weakref.ref(big)
+    schedule, shape = example.schedule, (512, 24)
+    buffers = {name: schedule.buffers[name] for name in ("x",)}
+    buffers["w"] = Buffer("w", "float32", shape, (24, 1), "weight", "w")
+    buffers["y"] = Buffer("y", "float32", ("batch*tokens", 512), (512, 1), "output")
+    step = MatmulStep("m", View("x", ("batch*tokens", 24), (24, 1)), "w", View("y", ("batch*tokens", 512), (512, 1)))
+    changed = replace(schedule, buffers=buffers, steps=(step,), outputs=(View("y", ("batch*tokens", 512), (512, 1)),))
+    run = Executable(changed, {"w": big}, replace(example.signature, results=Leaf(0)))
+    shared = run._weights.prepared("w").layout == "nk"
+    x = torch.randn(1, 3, 24)
+    assert torch.allclose(run(x), x[0] @ big.T, atol=1e-5)
+    del big
+    gc.collect()
+    assert shared or reference() is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"first.bias": torch.zeros(41)}, r"first.bias: expected float32 of shape \[40\]"),
+        ({"first.bias": torch.zeros(40).double()}, "got torch.float64"),
+        ({"first.bias": torch.zeros(40, device="meta")}, "on cpu, got torch.float32 .* on meta"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(example, weights, message):
+    """Shape, dtype and device of a weight are those that the schedule says."""
+    with pytest.raises(ArtifactError, match=message):
+        Executable(example.schedule, {**example.weights, **weights}, example.signature)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [flat("x", 1), flat("x", 0, "n+1"), View("x", ("n",), (2,)), View("x", (2, "n"), (1, 1)), flat("x", "0-1")],
+)
+def test_views_that_reach_out_of_their_buffer_are_refused(make_program, view):
+    """No step gets memory beyond the buffer that it names, for any sizes."""
+    kernel = KernelStep("k", "scale", (1,), (view, flat("y"), "n", 2.0), {"BLOCK": 64}, ("x",), ("y",))
+    schedule, signature = make_program([kernel], {"y": "output"}, [flat("y")], {"scale": SCALE})
+    with pytest.raises(GraphwrightError, match=r"'k'.*reaches out of buffer x"):
+        Executable(schedule, {}, signature)(torch.randn(5))
+
+
+def test_an_operation_that_returns_something_else_is_named(make_program):
+    """A result of another shape than planned is an error, also where the operation writes it."""
+    for into in (False, True):
+        step = CallStep("wide", "aten::cat.default", ([N, N],), {}, ("y",), into=into)
+        schedule, signature = make_program([step], {"y": "output"}, [flat("y")], {})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(GraphwrightError, match=r"'wide' failed.*planned"):
+                Executable(schedule, {}, signature)(torch.randn(5))
+
+
+def test_a_division_by_a_size_of_zero(make_program):
+    """A size that divides by 0 for some sizes is an error that says which."""
+    schedule, signature = make_program([], {"y": "output"}, [flat("y", "n % n")], {})
+    with pytest.raises(GraphwrightError, match=r"divides by 0 where \{'n': 0\}"):
+        Executable(schedule, {}, signature)(torch.randn(0))

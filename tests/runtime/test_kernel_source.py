@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+
 from graphwright.ir.errors import ArtifactError
 from graphwright.runtime.kernel_source import check_source, kernel_functions
 
@@ -42,7 +43,7 @@ def f(x, n, scale=2.0, BLOCK: tl.constexpr = 64):
         total, other = add(total, 1.0), -total
     else:
         other = total if n > 2 else total * OTHER
-    best = tl.reduce(total, 0, add)
+    best = tl.reduce(tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL), 0, add)
     tl.static_assert(BLOCK % 2 == 0, "even")
     tl.store(x + k, total + other + best + min(1, 2), mask=k < n)
     WIDTH: tl.constexpr = BLOCK // 2

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+
 from graphwright.ir.errors import ArtifactError
 from graphwright.runtime.kernels import KernelCache, Pointer
 from graphwright.runtime.triton_cpu import prepared

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from graphwright.runtime.memory import ALIGNMENT, Lifetime, MemoryPlanner, buffers_of, lifetimes
-from graphwright.runtime.schedule import Buffer, CallStep, KernelStep, MatmulStep, Schedule, View
 from hypothesis import given
 from hypothesis import strategies as st
+
+from graphwright.runtime.memory import ALIGNMENT, Lifetime, MemoryPlanner, buffers_of, lifetimes
+from graphwright.runtime.schedule import Buffer, CallStep, KernelStep, MatmulStep, Schedule, View
 
 spans = st.tuples(st.integers(0, 20), st.integers(0, 8)).map(lambda p: Lifetime(p[0], p[0] + p[1]))
 alive = st.dictionaries(st.integers(0, 30).map(str), st.tuples(spans, st.integers(0, 5000)), max_size=20)
@@ -20,7 +21,7 @@ def test_no_two_live_buffers_overlap(table):
     assert offsets.keys() == table.keys()
     for a, (life, size) in table.items():
         assert offsets[a] % ALIGNMENT == 0
-        assert 0 <= offsets[a]
+        assert offsets[a] >= 0
         assert offsets[a] + size <= total
         for b, (other, length) in table.items():
             if a < b and life.overlaps(other) and size and length:

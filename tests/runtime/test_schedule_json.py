@@ -6,11 +6,12 @@ import json
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from graphwright.ir.errors import ArtifactError
 from graphwright.runtime.schedule import Buffer, CallStep, KernelStep, MatmulStep, Schedule, Symbolic, View
 from graphwright.runtime.schedule_json import schedule_from_data, schedule_to_data
-from hypothesis import given
-from hypothesis import strategies as st
 
 names = st.text(min_size=1, max_size=8)
 sizes = st.integers(0, 2**40) | names

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from graphwright.ir.errors import ArtifactError
-from graphwright.runtime.sizes import compile_sizes, evaluate_size, size_names
 from hypothesis import given
 from hypothesis import strategies as st
+
+from graphwright.ir.errors import ArtifactError
+from graphwright.runtime.sizes import compile_sizes, evaluate_size, size_names
 
 expressions = st.recursive(
     st.integers(0, 999).map(str) | st.sampled_from(["batch", "tokens", "n_1"]),
