@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
-from types import MappingProxyType
 from typing import Literal
 from weakref import WeakValueDictionary
 
@@ -255,11 +254,11 @@ class Facts:
             A limit may mention other variables: 0 <= q <= s0 - 1.
     """
 
-    ranges: Mapping[str, tuple[Expr | None, Expr | None]] = field(default_factory=lambda: MappingProxyType({}))
+    ranges: Mapping[str, tuple[Expr | None, Expr | None]] = field(default_factory=dict)
 
     def known(self, name: str, low: Expr | None, high: Expr | None) -> Facts:
         """Return these facts and low <= name <= high, which replaces what was known of `name`."""
-        return Facts(MappingProxyType({**self.ranges, name: (low, high)}))
+        return Facts({**self.ranges, name: (low, high)})
 
 
 NO_FACTS = Facts()

@@ -21,7 +21,7 @@ from graphwright.ir.analyses import index as ix
 from graphwright.ir.analyses import index_rules, index_views  # noqa: F401 - they register their rules
 from graphwright.ir.analyses.index import Expr, Facts
 from graphwright.ir.analyses.index_call import RULES, Indices, Inexpressible, is_one, make_call, size_expression
-from graphwright.ir.analyses.index_constants import describe
+from graphwright.ir.analyses.index_constants import Function, describe
 from graphwright.ir.errors import GraphwrightError
 
 _HALVES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -59,6 +59,7 @@ class IndexFunctions:
         self._names: dict[fx.Node, str] = dict(names or {})
         self._memo: dict[tuple[fx.Node, Indices], Expr] = {}
         self._opaque: set[fx.Node] = set()
+        self._described: dict[fx.Node, Function | None] = {}
 
     @property
     def loads(self) -> dict[str, fx.Node]:
@@ -82,9 +83,12 @@ class IndexFunctions:
         return found
 
     def _at(self, node: fx.Node, indices: Indices) -> Expr:
-        described = describe(self.constants[node]) if node in self.constants else None
-        if described is not None:
-            return described(indices)
+        if node in self.constants:
+            if node not in self._described:
+                self._described[node] = describe(self.constants[node])
+            described = self._described[node]
+            if described is not None:
+                return described(indices)
         if node.op == "call_function" and node not in self._opaque:
             try:
                 call = make_call(node)
@@ -92,7 +96,7 @@ class IndexFunctions:
                 if rule is not None:
                     return rule(self, call, indices)
             except Inexpressible:
-                # Every element has to be read then, also those whose expression was found before.
+                # Its other elements are read as well, so that equal indices keep giving equal expressions.
                 self._opaque.add(node)
         return self._read(node, indices)
 

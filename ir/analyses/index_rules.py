@@ -40,6 +40,11 @@ def _arange(f: IndexFunctions, call: Call, i: Indices) -> Expr:
     return f.cast(ix.add(start, ix.multiply(i[0], step)), call.dtype)
 
 
+@rule("iota")
+def _iota(f: IndexFunctions, call: Call, i: Indices) -> Expr:
+    return f.cast(ix.add(f.size(call["start"]), ix.multiply(i[0], f.size(call["step"]))), call.dtype)
+
+
 @rule("ones", "new_ones", "ones_like")
 def _ones(f: IndexFunctions, call: Call, i: Indices) -> Expr:
     return f.cast(ix.ONE, call.dtype)

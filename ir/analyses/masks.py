@@ -11,9 +11,10 @@ simplified, and what is left is read off.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor, fx
 
 from graphwright.ir.analyses import index as ix
@@ -23,7 +24,7 @@ from graphwright.ir.analyses.index_functions import IndexFunctionError, IndexFun
 from graphwright.ir.errors import GraphwrightError
 
 HIDDEN = -1e30
-"""An additive mask hides what it adds this or less to."""
+"""An additive mask hides what it adds this or less to; in float16, what it adds the smallest number to."""
 
 B, H, Q, K = (ix.var(name) for name in "bhqk")
 _INDEX_NAMES = frozenset("bhqk")
@@ -77,7 +78,7 @@ class MaskForm:
     bias_kind: BiasKind | None
     exact: bool
     residual: Expr
-    facts: Facts
+    facts: Facts = field(compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.predicate}" if self.bias is None else f"{self.predicate}; bias {self.bias}"
@@ -162,21 +163,22 @@ def _element(functions: IndexFunctions, mask: fx.Node | None, query_rank: int, f
         raise MaskError(
             f"masks: a mask is bool or floating point, but {mask.format_node()} is {value.dtype}. Convert it to one of these."
         )
-    predicate, bias, exact = _split(e, facts)
+    # The smallest float16 hides as well: it is what a model in float16 has for it.
+    predicate, bias, exact = _split(e, max(HIDDEN, torch.finfo(value.dtype).min), facts)
     is_zero = bias.kind == "const" and bias.value == 0
     return predicate, None if is_zero else bias, exact
 
 
-def _split(e: Expr, facts: Facts) -> tuple[Expr, Expr, bool]:
-    """Split an additive mask into what it hides and what it adds to the rest."""
-    hidden = _hidden(e)
+def _split(e: Expr, limit: float, facts: Facts) -> tuple[Expr, Expr, bool]:
+    """Split an additive mask into what it hides, by `limit` or less, and what it adds to the rest."""
+    hidden = _hidden(e, limit)
     if hidden is not None:
         return ix.FALSE, ix.const(0.0), hidden
     if e.kind != "where":
         return ix.TRUE, e, True
     condition, a, b = e.operands
-    seen_a, bias_a, exact_a = _split(a, facts)
-    seen_b, bias_b, exact_b = _split(b, facts)
+    seen_a, bias_a, exact_a = _split(a, limit, facts)
+    seen_b, bias_b, exact_b = _split(b, limit, facts)
     seen = ix.where(condition, seen_a, seen_b, facts=facts)
     if seen_a is ix.FALSE or seen_b is ix.FALSE:
         bias = bias_b if seen_a is ix.FALSE else bias_a
@@ -185,13 +187,13 @@ def _split(e: Expr, facts: Facts) -> tuple[Expr, Expr, bool]:
     return seen, bias, exact_a and exact_b
 
 
-def _hidden(e: Expr) -> bool | None:
+def _hidden(e: Expr, limit: float) -> bool | None:
     """Return None for a value that is not hidden, else whether it is minus infinity."""
-    if e.kind == "const" and isinstance(e.value, float) and e.value <= HIDDEN:
+    if e.kind == "const" and isinstance(e.value, float) and e.value <= limit:
         return e.value == float("-inf")
     if e.kind == "call" and e.value == "add":
         # A bias is finite and small beside what hides.
-        return next((known for known in map(_hidden, e.operands) if known is not None), None)
+        return next((known for o in e.operands if (known := _hidden(o, limit)) is not None), None)
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import pickle
 from collections.abc import Mapping
 
@@ -276,6 +277,12 @@ def test_syntax_errors_say_what_is_wrong(text: str, message: str) -> None:
     """Text outside the grammar is refused with what was expected."""
     with pytest.raises(IndexSyntaxError, match=message):
         ix.parse(text)
+
+
+def test_the_example_of_the_module() -> None:
+    """The module's docstring says what happens."""
+    assert doctest.testmod(ix).failed == 0
+    assert doctest.testmod(ix).attempted
 
 
 def test_evaluation_needs_every_variable_and_tensor() -> None:
