@@ -83,6 +83,35 @@ class Chunks:
         with self.e.scope():
             descend(0)
 
+    def fill_buffer(self, buffer: Buffer, lane: int, value: Callable[[Coords], Val], *, cost: int = 0) -> None:
+        """Emit the nest that writes a tensor into a buffer, evaluated chunk by chunk along `lane`.
+
+        Args:
+            buffer: the target; its own lanes may run along another dimension.
+            lane: as in `for_each_chunk`.
+            value: emits the tensor at a chunk.
+            cost: as in `for_each_chunk`.
+        """
+        shape, lanes = buffer.shape, self.isa.lanes
+        turned = len(shape) == 2 and buffer.strides[1 - lane] == 1 and all(n % lanes == 0 for n in shape)
+        if not turned or storage_type(buffer.element) not in ("float", "i32") or cost > CHEAP_TREE_OPS:
+            self.for_each_chunk(shape, lane, lambda at: self.store_chunk(buffer, at, value(at)), cost=cost)
+            return
+        e, kind = self.e, storage_type(buffer.element)
+        with e.scope(), e.loop(0, shape[1 - lane], lanes) as rows, e.loop(0, shape[lane], lanes) as columns:
+
+            def at(first: Coord, second: Coord) -> Coords:
+                return (second, first) if lane == 0 else (first, second)
+
+            across = Coord(columns.index, lanes, lanes)
+            lines = []
+            for r in range(lanes):
+                row = Coord(e.combine((rows.index, 1), (r, 1)))
+                lines.append(self.lanes_text(value(at(row, across)), lanes))
+            for c, line in enumerate(_transposed(e, lines, kind)):
+                column = Coord(e.combine((columns.index, 1), (c, 1)))
+                self.store_chunk(buffer, at(Coord(rows.index, lanes, lanes), column), Vector(line, buffer.element, (lanes,)))
+
     def for_each_element(self, shape: tuple[int, ...], body: Callable[[Coords], None]) -> None:
         """Emit a loop nest over single elements, row-major."""
         coords: list[Coord] = []
@@ -199,6 +228,22 @@ def index_as(e: Emitter, at: Coord, element: str, start: int = 0) -> Uniform:
     if element != "i64":
         base = s.memo(e, ("index", at.base, element), lambda: e.op(f"trunc i64 {at.base} to {LLVM_TYPES[element]}"))
     return s.uniform_binary(e, "add", Uniform(base, element, at.divisor, True), s.constant(start, element))
+
+
+def _transposed(e: Emitter, lines: Sequence[Text], kind: str) -> list[Text]:
+    """Emit the transposition of a square of lanes: halves change places, then quarters within them, and so on."""
+    lines, size = list(lines), len(lines)
+    step = size // 2
+    while step:
+        kept = [i if not i & step else size + i - step for i in range(size)]
+        moved = [i + step if not i & step else size + i for i in range(size)]
+        for r in range(size):
+            if not r & step:
+                upper, lower = lines[r], lines[r + step]
+                lines[r] = e.shuffle(upper, kind, size, kept, lower)
+                lines[r + step] = e.shuffle(upper, kind, size, moved, lower)
+        step //= 2
+    return lines
 
 
 def _is_dense(lane_strides: Sequence[tuple[int | Text, int]]) -> bool:

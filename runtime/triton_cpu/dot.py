@@ -196,12 +196,11 @@ def _copied(lowering: Lowering, value: Value, element: str, lane: int | None, *,
 
 
 def _fill(lowering: Lowering, value: Value, buffer: Buffer) -> None:
-    def write(coords: Coords) -> None:
-        x = as_number(lowering.eval(value, coords))
-        lowering.store_chunk(buffer, coords, _as_element(lowering, x, buffer.element))
+    def chunk(coords: Coords) -> Any:
+        return _as_element(lowering, as_number(lowering.eval(value, coords)), buffer.element)
 
     natural, cost = lowering.natural_lane(value), lowering.plan.cost(value)
-    masks.versioned(lowering, [value], lambda: lowering.for_each_chunk(value.shape, natural, write, cost=cost))
+    masks.versioned(lowering, [value], lambda: lowering.fill_buffer(buffer, natural, chunk, cost=cost))
 
 
 def _as_element(lowering: Lowering, x: Any, element: str) -> Any:

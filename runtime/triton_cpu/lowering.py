@@ -215,16 +215,16 @@ class Lowering(Chunks):
             self.prepare(*(value.op.operands if value not in self.inductions else [value]))
         consecutive, lanes = True, 0
 
-        def write(coords: Coords) -> None:
+        def chunk(coords: Coords) -> Val:
             nonlocal consecutive, lanes
             x = self.eval(value, coords)
             lanes = lanes_of(coords)
             if not (isinstance(x, Affine) and len(x.strides) == 1 and x.strides[0].value == 1):
                 consecutive = False
-            self.store_chunk(buffer, coords, x)
+            return x
 
         lane, cost = self.natural_lane(value), self.plan.cost(value)
-        masks.versioned(self, [value], lambda: self.for_each_chunk(value.shape, lane, write, cost=cost))
+        masks.versioned(self, [value], lambda: self.fill_buffer(buffer, lane, chunk, cost=cost))
         return consecutive and lanes > 1
 
     def natural_lane(self, value: Value) -> int:
