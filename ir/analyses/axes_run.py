@@ -179,14 +179,14 @@ class Run:
                 self._report(node, Mixing("pairs", "attention scores are used outside of the attention"))
 
     def _leaks(self, node: fx.Node, region: Region) -> bool:
-        state = self.state
+        state, inner = self.state, POINTWISE | {"getitem"}
         for user in node.users:
             if user not in self.relevant or user in region.closing:
                 continue
             if state.region_of.get(user) is region:
                 continue
             alone = all(state.region_of.get(n) is region for n in user.all_input_nodes if self._is_labelled(n))
-            if user.op == "output" or op_name(user) not in POINTWISE or not alone or self._leaks(user, region):
+            if user.op == "output" or op_name(user) not in inner or not alone or self._leaks(user, region):
                 return True
         return False
 

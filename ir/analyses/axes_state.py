@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-import math
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,15 +84,13 @@ def is_tensor(node: Any) -> bool:
     return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor)
 
 
-def is_whole(expression: sympy.Expr) -> bool:
-    """Return whether a quotient of sizes is itself a size: a polynomial with whole coefficients."""
-    return bool(sympy.denom(sympy.together(expression)) == 1)
-
-
+@functools.cache
 def divide(dividend: sympy.Expr, divisor: sympy.Expr) -> sympy.Expr | None:
-    """Return the quotient of two sizes, or None where the division is not exact for every value of the symbols."""
-    quotient = sympy.cancel(dividend / divisor) if dividend.free_symbols or divisor.free_symbols else dividend / divisor
-    return quotient if is_whole(quotient) else None
+    """Return the quotient of two sizes, or None where it is not a size: a polynomial with whole coefficients."""
+    quotient = dividend / divisor
+    if quotient.has(sympy.Add):
+        quotient = sympy.cancel(quotient)
+    return quotient if sympy.denom(sympy.together(quotient)) == 1 else None
 
 
 class State:
@@ -244,8 +242,3 @@ class State:
 def normalise_dim(dim: int, rank: int) -> int:
     """Return a dimension counted from the front."""
     return dim % rank if rank else 0
-
-
-def product(sizes: Iterable[sympy.Expr]) -> sympy.Expr:
-    """Return the product of sizes."""
-    return math.prod(sizes, start=sympy.Integer(1))
