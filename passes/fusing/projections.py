@@ -62,6 +62,8 @@ class FuseProjections(Pass):
             if node.op == "get_attr":
                 readers[str(node.target)] = readers.get(str(node.target), 0) + len(node.users)
         for group in _groups(program):
+            if len(group) < 2:
+                continue
             refused = {node: reason for node in group if (reason := _reason(node, readers)) is not None}
             for node, reason in refused.items():
                 yield Refusal(node.name, reason)

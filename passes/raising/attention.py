@@ -16,7 +16,7 @@ from graphwright.passes.base import Context, Decision, Fidelity, Refusal
 from graphwright.passes.local import LocalPass, Places
 
 from .attention_parts import Masks, UnknownSize, shared_heads
-from .attention_written import Written, written_attention
+from .attention_written import Mask, Written, written_attention
 from .matching import dtype_of
 
 aten = torch.ops.aten
@@ -100,7 +100,7 @@ def _called(node: fx.Node) -> Written | str:
         k=k,
         v=v,
         scale=float(scale),
-        masks=[] if mask is None else [(mask, False)],
+        masks=() if mask is None else (Mask(mask),),
         is_causal=bool(given.get("is_causal", False)),
         grouped=bool(given.get("enable_gqa", False)),
     )
@@ -121,11 +121,9 @@ def _decide(program: Program, masks: Masks, found: Written) -> Decision | Refusa
     except (MaskError, UnknownSize) as error:
         return Refusal(found.end.name, str(error))
     if rank == 4 and not found.grouped:
-        (k, by), (v, of) = shared_heads(program, k if not transposed else found.keys_untransposed()), shared_heads(program, v)
-        if by == of and by > 1:
-            transposed = False
-        else:
-            k, v = found.k, found.v
+        (base, by), (values, of) = shared_heads(program, k), shared_heads(program, v)
+        if by == of and not transposed:
+            k, v = base, values
     detail = {
         "q": q.name,
         "k": k.name,

@@ -16,6 +16,7 @@ from graphwright.ir.analyses.masks import MaskForm, analyse_mask
 from graphwright.ir.ops.attention import SIZES, operand_name, operand_type
 from graphwright.ir.program import Program
 
+from .attention_written import Mask
 from .matching import is_call
 
 aten = torch.ops.aten
@@ -53,13 +54,11 @@ class Masks:
             if node.op == "get_attr" and program.weights[str(node.target)].numel() <= LARGEST_TABLE
         }
 
-    def texts(
-        self, masks: list[tuple[fx.Node, bool]], scores: tuple[Any, ...], *, is_causal: bool = False, rank: int = 4
-    ) -> MaskTexts:
+    def texts(self, masks: tuple[Mask, ...], scores: tuple[Any, ...], *, is_causal: bool = False, rank: int = 4) -> MaskTexts:
         """Return the conjunction of masks.
 
         Args:
-            masks: each with whether it is true where a key is hidden, not where it is visible.
+            masks: what is added to the scores and what hides some of them.
             scores: the sizes B, H, S, T.
             is_causal: keys after the query are hidden as well.
             rank: dimensions of the scores.
@@ -68,15 +67,18 @@ class Masks:
             MaskError: a mask has no form.
         """
         result = MaskTexts()
-        for node, hides in masks or [(None, False)]:
-            form = self._form(node, scores, is_causal, rank)
+        for mask in masks or (None,):
+            own = rank if mask is None else mask.rank
+            form = self._form(mask.node if mask is not None else None, scores, is_causal, own)
             names = {operand_name(at): self._operand(result, load) for at, load in enumerate(form.loads)}
-            predicate = ix.not_(form.predicate) if hides else form.predicate
+            predicate = ix.not_(form.predicate) if mask is not None and mask.hides else form.predicate
+            apart = own < rank
             result.exact = result.exact and form.exact
             if predicate is not ix.TRUE:
-                result.predicate = self._join(result, "&", result.predicate, self._text(predicate, names, scores))
+                text = self._text(predicate, names, scores, apart)
+                result.predicate = self._join(result, "&", result.predicate, text)
             if form.bias is not None:
-                result.bias = self._join(result, "+", result.bias, self._text(form.bias, names, scores))
+                result.bias = self._join(result, "+", result.bias, self._text(form.bias, names, scores, apart))
         return result
 
     def _form(self, node: fx.Node | None, scores: tuple[Any, ...], is_causal: bool, rank: int) -> MaskForm:
@@ -99,8 +101,20 @@ class Masks:
             result.operands.append(node)
         return operand_name(result.operands.index(node))
 
-    def _text(self, expression: ix.Expr, names: Mapping[str, str], scores: tuple[Any, ...]) -> str:
-        """Return an expression's text with its operands and sizes renamed to what the operation calls them."""
+    def _text(self, expression: ix.Expr, names: Mapping[str, str], scores: tuple[Any, ...], apart: bool) -> str:
+        """Return an expression's text with its operands and sizes renamed to what the operation calls them.
+
+        Args:
+            expression: over b, h, q, k.
+            names: what its operands are called.
+            scores: the sizes B, H, S, T.
+            apart: whether its b numbers batch and heads as one dimension, which the operation has apart.
+        """
+        if apart:
+            heads = int(scores[1])
+            facts = ix.NO_FACTS.known("b", ix.ZERO, None).known("h", ix.ZERO, ix.const(heads - 1))
+            flat = ix.add(ix.multiply(ix.var("b"), ix.const(heads)), ix.var("h"))
+            expression = ix.substitute(expression, {"b": flat}, facts)
         renamed = dict(names)
         for name in expression.free - set("bhqk"):
             renamed[name] = _size_name(name, scores)
