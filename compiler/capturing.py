@@ -13,7 +13,7 @@ from graphwright.ir.errors import CaptureError
 from graphwright.ir.program import Dimension, Program, dimension_symbol
 from graphwright.ir.signature import Range, Signature, TensorSpec
 
-from .checking import check_program
+from .checking import Checker, apply_ranges
 from .exporting import Exported, evaluation, export, quiet, without_cache
 from .functional import make_functional
 from .normal_form import normalise
@@ -54,14 +54,50 @@ def capture(model: torch.nn.Module, *args: Any, dynamic: Dynamic = None, check: 
             call = add_constant(call, "use_cache", False)
             if getattr(model, "generation_config", None) is not None:
                 notes.append("captured with use_cache=False: no cache is returned")
-        sizes = widened(sizes_of(sample, names))
-        tensors = resized(sample, names, sizes)
-        exported = export(model, call, tensors, names)
-        program = to_program(exported, call, tensors, names)
-        program.notes[:0] = notes
-        if check:
-            check_program(program, model, call, tensors, names, asked)
+        program = _checked(model, call, sample, names, asked) if check else _once(model, call, sample, names, asked)[0]
+    program.notes[:0] = notes
     return program
+
+
+def _once(
+    model: torch.nn.Module, call: Call, sample: list[torch.Tensor], names: Names, asked: set[str]
+) -> tuple[Program, list[torch.Tensor], list[str]]:
+    """Return the program, the sample it was captured with, and what torch assumed of sizes."""
+    tensors = resized(sample, names, widened(sizes_of(sample, names)))
+    exported = export(model, call, tensors, names, asked)
+    return to_program(exported, call, tensors, names), tensors, exported.guards
+
+
+def _checked(model: torch.nn.Module, call: Call, sample: list[torch.Tensor], names: Names, asked: set[str]) -> Program:
+    """Capture until the program agrees with the model wherever it says that it does.
+
+    A size that the model's code took for special is tried with a longer sample once, and is fixed at the sample's if that does
+    not help.
+    """
+    tried: set[str] = set()
+    notes: list[str] = []
+    while True:
+        program, tensors, guards = _once(model, call, sample, names, asked)
+        program.notes += notes
+        if not program.dimensions:
+            return program
+        findings = Checker(program, model, call, tensors, guards).examine(tried)
+        if not findings.longer and not findings.fixed:
+            apply_ranges(program, findings.ranges)
+            return program
+        if findings.longer:
+            tried.update(findings.longer)
+            sample = resized(sample, names, {**widened(sizes_of(sample, names)), **findings.longer})
+            continue
+        for name, why in findings.fixed.items():
+            paths = [path for path, dims in zip(call.names, names, strict=True) if name in dims.values()]
+            if asked.intersection(paths):
+                raise CaptureError(
+                    f"{type(model).__name__}: {name!r} of {', '.join(paths)} cannot vary: {why}. What to do: pass `dynamic=` "
+                    "without it, or change the code that depends on the size."
+                )
+            notes.append(f"{', '.join(paths)}: {name} is fixed at the sample's: {why}")
+        names = tuple({dim: n for dim, n in dims.items() if n not in findings.fixed} for dims in names)
 
 
 def _cache_choice(model: torch.nn.Module, kwargs: dict[str, Any]) -> contextlib.AbstractContextManager[bool]:
@@ -107,21 +143,24 @@ def name_sizes(
     Symbols of one name are made equal in the shape environment too, so that sizes derived from either are the same.
     """
     first: dict[str, Any] = {}
-    named: dict[sympy.Symbol, sympy.Expr] = {}
+    fixed: dict[str, None] = {}
     for node, dims, path in zip(placeholders, names, call.names, strict=True):
         for dim, name in dims.items():
             size = node.meta["val"].shape[dim]
-            if name in first and not isinstance(size, int) and not isinstance(first[name], int):
+            if name in first and isinstance(size, torch.SymInt) and isinstance(first[name], torch.SymInt):
                 _unify(first[name], size)
-            elif isinstance(size, int):
-                notes.append(f"{path}: dimension {dim} ({name}) is fixed at {size} by the model")
+            if not isinstance(size, torch.SymInt) or size.node.expr.is_number:
+                fixed[f"{path}: dimension {dim} ({name}) is fixed at {size} by the model's code"] = None
             first.setdefault(name, size)
+    notes += fixed
+    named: dict[sympy.Symbol, sympy.Expr] = {}
     dimensions: dict[str, Dimension] = {}
     for name, size in first.items():
-        if isinstance(size, int):
+        if not isinstance(size, torch.SymInt) or size.node.expr.is_number:
             continue
         expression = size.node.expr
         if not expression.is_Symbol or expression in named:
+            notes.append(f"{name} is {str(expression.xreplace(named))!r}: the model's code makes it so")
             continue
         named[expression] = dimension_symbol(name)
         allowed = ranges.get(expression)

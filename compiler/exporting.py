@@ -8,7 +8,7 @@ import os
 import re
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,11 @@ class Exported:
     program: ExportedProgram
     results: Structure
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def guards(self) -> list[str]:
+        """What torch assumed of the sizes when it traced, as Python conditions; its graph is right where they hold."""
+        return list(getattr(self.program, "_guards_code", None) or ())
 
 
 class Returned:
@@ -87,7 +92,9 @@ class Flat(torch.nn.Module):
         )
 
 
-def export(model: torch.nn.Module, call: Call, tensors: Sequence[torch.Tensor], names: Names) -> Exported:
+def export(
+    model: torch.nn.Module, call: Call, tensors: Sequence[torch.Tensor], names: Names, asked: Container[str] = ()
+) -> Exported:
     """Return the graph of a model in evaluation mode.
 
     Args:
@@ -95,6 +102,7 @@ def export(model: torch.nn.Module, call: Call, tensors: Sequence[torch.Tensor], 
         call: how it is called.
         tensors: the sample, in flat order; no size that may vary is 0 or 1.
         names: which sizes may vary.
+        asked: the paths of tensors whose sizes must be able to vary.
 
     Raises:
         CaptureError: the model cannot be captured.
@@ -102,7 +110,10 @@ def export(model: torch.nn.Module, call: Call, tensors: Sequence[torch.Tensor], 
     returned = Returned()
     flat = Flat(model, call, returned)
     flat.training = False
-    dims = tuple({dim: Dim.AUTO for dim in sorted(named)} for named in names)
+    dims = tuple(
+        {dim: Dim.DYNAMIC if path in asked else Dim.AUTO for dim in sorted(named)}
+        for path, named in zip(call.names, names, strict=True)
+    )
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(flat, tuple(tensors), dynamic_shapes=(dims,), strict=False)

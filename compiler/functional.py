@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from graphwright.ir.diagnostics import user_line
 from graphwright.ir.errors import CaptureError
 
+from .exporting import quiet
 from .plain_graph import PREFIX, place_of
 
 
@@ -22,7 +23,8 @@ def make_functional(program: ExportedProgram) -> ExportedProgram:
     """
     if not any(is_mutating(node) for node in nodes_of(program.graph_module)):
         return program
-    functional = program.run_decompositions({})
+    with quiet():
+        functional = program.run_decompositions({})
     changed = {
         **functional.graph_signature.buffers_to_mutate,
         **functional.graph_signature.user_inputs_to_mutate,

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from graphwright.ir.program import Program
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE_VARIABLE = "TRITON_CACHE_DIR"
@@ -43,3 +53,47 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def root() -> Path:
     """The checkout's top folder."""
     return ROOT
+
+
+def load_families() -> ModuleType:
+    """Load tests/families.py: tests are no package, so that it cannot be imported by name."""
+    name = "graphwright_tests_families"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "families.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test with a parameter `family` once for the name of each; those that take long to capture are marked slow."""
+    if "family" in metafunc.fixturenames:
+        families = load_families().FAMILIES
+        names = [pytest.param(name, marks=[pytest.mark.slow] if family.slow else []) for name, family in families.items()]
+        metafunc.parametrize("family", names)
+
+
+@pytest.fixture(scope="session")
+def families() -> dict[str, Any]:
+    """The small models of tests/families.py by name."""
+    return load_families().FAMILIES
+
+
+@pytest.fixture(scope="session")
+def built() -> Callable[[str], nn.Module]:
+    """Return a model by the name of its family; made once, so that tests must leave it as it is."""
+    return functools.cache(lambda name: load_families().FAMILIES[name].build())
+
+
+@pytest.fixture(scope="session")
+def captured(built: Callable[[str], nn.Module]) -> Callable[[str], Program]:
+    """Return a family's program by name; captured once, so that tests must copy it before they change it."""
+
+    def capture(name: str) -> Program:
+        import graphwright
+
+        return graphwright.capture(built(name), **load_families().FAMILIES[name].sample(2, 7, 0))
+
+    return functools.cache(capture)
