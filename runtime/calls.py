@@ -67,10 +67,7 @@ def _writing(name: str, packet: Any, functional: torch._ops.OpOverload) -> torch
     raise ArtifactError(f"{name}: there is no overload of the same arguments that writes into `out`")
 
 
-Tensors = Callable[[View], torch.Tensor]
-
-
-def filled(value: Any, tensor: Tensors, size: Callable[[Any], int]) -> Any:
+def filled(value: Any, tensor: Callable[[View], Any], size: Callable[[Any], int]) -> Any:
     """Return an argument of a call with tensors for views and numbers for sizes, in nested lists and mappings as well."""
     if isinstance(value, View):
         return tensor(value)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -17,45 +15,18 @@ from graphwright.ir.signature import Signature
 
 from .layout import Layout, LayoutMaker, Placed
 from .memory import ALIGNMENT
-from .plan import Plan, Planner, step_error
-from .schedule import KernelStep, MatmulStep, Schedule
+from .plan import Plan, Planner, Run, step_error
+from .profiling import Profile, ProfileRow, Stopwatch
+from .schedule import Schedule
 from .validate import check_schedule
 from .weights import ALIGNED, WeightStore
+
+__all__ = ["Executable", "Memory", "Profile", "ProfileRow"]
 
 MOST_PLANS = 32
 """Sets of sizes whose plans are kept."""
 
 Key = tuple[object, ...]
-
-
-@dataclass(frozen=True)
-class ProfileRow:
-    """A step's time.
-
-    Args:
-        name: the step's name.
-        kind: "kernel", "matmul" or "call".
-        us: median time, in microseconds.
-    """
-
-    name: str
-    kind: str
-    us: float
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Where a call's time goes.
-
-    Args:
-        rows: the steps, in order.
-        total_us: median time of a whole call, in microseconds.
-        overhead_us: what of it is spent outside of the steps: reading arguments, making outputs, and between steps.
-    """
-
-    rows: tuple[ProfileRow, ...]
-    total_us: float
-    overhead_us: float
 
 
 @dataclass(frozen=True)
@@ -118,7 +89,7 @@ class Executable:
         given = self.signature.collect(args, kwargs)
         with self._lock, torch.no_grad():
             plan = self._plan(given)
-            results = self._run(plan, given)
+            results = self._run(plan, given, plan.runs)
         return self.signature.unflatten(results)
 
     def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> Profile:
@@ -135,33 +106,16 @@ class Executable:
         if repeat < 1:
             raise InputError(f"profile: repeat must be at least 1, got {repeat}")
         self(*args, **kwargs)
-        totals: list[int] = []
+        stopwatch = Stopwatch(self._synchronize)
         for _ in range(repeat):
-            start = time.perf_counter_ns()
-            self(*args, **kwargs)
-            totals.append(time.perf_counter_ns() - start)
-        given = self.signature.collect(args, kwargs)
-        with self._lock, torch.no_grad():
-            plan = self._plan(given)
-            times: list[list[int]] = [[] for _ in plan.runs]
-            try:
-                self._fill(plan, given)
-                for _ in range(repeat):
-                    for run, taken in zip(plan.runs, times, strict=True):
-                        start = time.perf_counter_ns()
-                        run()
-                        self._synchronize()
-                        taken.append(time.perf_counter_ns() - start)
-            finally:
-                self._clear(plan)
-        kinds = {KernelStep: "kernel", MatmulStep: "matmul"}
-        clock = _clock_ns()
-        rows = tuple(
-            ProfileRow(step.name, kinds.get(type(step), "call"), max(median(taken) - clock, 0) / 1e3)
-            for step, taken in zip(plan.steps, times, strict=True)
-        )
-        total = median(totals) / 1e3
-        return Profile(rows, total, total - sum(row.us for row in rows))
+            stopwatch.start()
+            given = self.signature.collect(args, kwargs)
+            with self._lock, torch.no_grad():
+                plan = self._plan(given)
+                results = self._run(plan, given, stopwatch.timed(plan.runs))
+            self.signature.unflatten(results)
+            stopwatch.stop()
+        return stopwatch.profile(plan.steps)
 
     @property
     def memory(self) -> Memory:
@@ -174,15 +128,15 @@ class Executable:
 
     # -- a call
 
-    def _run(self, plan: Plan, given: Sequence[torch.Tensor]) -> list[Any]:
+    def _run(self, plan: Plan, given: Sequence[torch.Tensor], runs: Sequence[Run]) -> list[Any]:
         run = None
         try:
             self._fill(plan, given)
-            for run in plan.runs:
+            for run in runs:
                 run()
             return [result(given) for result in plan.results]
         except Exception as error:
-            step = next((step for step, known in zip(plan.steps, plan.runs, strict=True) if known is run), None)
+            step = next((step for step, known in zip(plan.steps, runs, strict=True) if known is run), None)
             if step is None:
                 raise
             raise step_error(step, error) from error
@@ -256,11 +210,6 @@ class Executable:
                     f"{name}: expected {placed.dtype} of shape {list(placed.shape)} on {self._arena.device}, "
                     f"got {tensor.dtype} of shape {list(tensor.shape)} on {tensor.device}"
                 )
-
-
-def _clock_ns() -> float:
-    """Return what reading the clock twice takes, in nanoseconds."""
-    return median(-time.perf_counter_ns() + time.perf_counter_ns() for _ in range(101))
 
 
 def _readable(tensor: torch.Tensor, placed: Placed) -> torch.Tensor:

@@ -224,13 +224,32 @@ class _Binder:
         return run
 
     def _call(self, step: CallStep, operation: Any) -> Run:
-        buffers = [self._layout.buffers[name] if name else None for name in step.outs]
-        views = [self._layout.view(view) for view in views_in((step.arguments, step.keywords))]
-        moving = any(placed.buffer in self._slots for placed in (*views, *buffers) if placed is not None)
-        prepare = functools.partial(self._prepared_call, step, operation, buffers)
-        if not moving:
-            return prepare(self._tensor)
-        return lambda: prepare(self._current)()
+        layout = self._layout
+        args: list[Any] = filled(step.arguments, self._argument, layout.size)
+        kwargs: dict[str, Any] = filled(step.keywords, self._argument, layout.size)
+        outs: list[Any] = [self._memory(layout.buffers[name]) if name else None for name in step.outs]
+        call: Callable[..., object] = _call_into if step.into else _call_and_copy
+        used = {*step.outs, *(view.buffer for view in views_in((step.arguments, step.keywords)))}
+        if used.isdisjoint(self._slots):
+            return functools.partial(call, operation, args, kwargs, outs)
+        return lambda: call(operation, self._now(args), self._now(kwargs), self._now(outs))
+
+    def _argument(self, view: View) -> torch.Tensor | Placed:
+        return self._memory(self._layout.view(view))
+
+    def _memory(self, placed: Placed) -> torch.Tensor | Placed:
+        """Return a view of memory that stays where it is; what moves is looked up in each call."""
+        return placed if placed.buffer in self._slots else self._tensor(placed)
+
+    def _now(self, value: Any) -> Any:
+        """Return a value with the present call's tensors in it."""
+        if isinstance(value, Placed):
+            return self._current(value)
+        if isinstance(value, list):
+            return [self._now(entry) for entry in value]
+        if isinstance(value, dict):
+            return {key: self._now(entry) for key, entry in value.items()}
+        return value
 
     def _current(self, placed: Placed) -> torch.Tensor:
         """Return a view of memory as it is in the present call."""
@@ -240,20 +259,13 @@ class _Binder:
         tensor = self.frame.tensors[slot]
         return tensor.as_strided(placed.shape, placed.strides, tensor.storage_offset() + placed.offset)
 
-    def _prepared_call(
-        self, step: CallStep, operation: Any, buffers: Sequence[Placed | None], tensor: Callable[[Placed], torch.Tensor]
-    ) -> Run:
-        layout = self._layout
-        args = filled(step.arguments, lambda view: tensor(layout.view(view)), layout.size)
-        kwargs = filled(step.keywords, lambda view: tensor(layout.view(view)), layout.size)
-        outs = [None if placed is None else tensor(placed) for placed in buffers]
-        if step.into:
-            (out,) = outs
-            return functools.partial(_call_into, operation, args, kwargs, out)
-        return lambda: copy_result(operation(*args, **kwargs), outs)
+
+def _call_and_copy(operation: Any, args: list[Any], kwargs: dict[str, Any], outs: list[torch.Tensor | None]) -> None:
+    copy_result(operation(*args, **kwargs), outs)
 
 
-def _call_into(operation: Any, args: list[Any], kwargs: dict[str, Any], out: torch.Tensor) -> None:
+def _call_into(operation: Any, args: list[Any], kwargs: dict[str, Any], outs: list[torch.Tensor]) -> None:
+    (out,) = outs
     shape, address = out.shape, out.data_ptr()
     operation(*args, **kwargs, out=out)
     # PyTorch makes a result of another shape fit, somewhere else or over the neighbours.

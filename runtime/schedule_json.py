@@ -59,14 +59,8 @@ def schedule_from_data(data: Data, kernels: Mapping[str, str]) -> Schedule:
         for name, dtype, shape, strides, kind, source in data["buffers"]:
             if name in buffers:
                 raise ArtifactError(f"buffer {name!r} is there twice")
-            buffers[_text(name)] = Buffer(
-                name,
-                _text(dtype),
-                _sizes(shape),
-                _sizes(strides),
-                _text(kind),
-                _text(source),  # type: ignore[arg-type]
-            )
+            _text(name), _text(kind)
+            buffers[name] = Buffer(name, _text(dtype), _sizes(shape), _sizes(strides), kind, _text(source))
         return Schedule(
             dimensions,
             _texts(data["inputs"]),

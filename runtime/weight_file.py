@@ -54,7 +54,7 @@ def write_weights(weights: Mapping[str, torch.Tensor], write: Callable[[Any], ob
     write(text)
     for name in order:
         if weights[name].numel():
-            write(memoryview(weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+            write(weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_weights(buffer: Any, start: int, size: int) -> dict[str, torch.Tensor]:

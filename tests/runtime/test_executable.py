@@ -206,7 +206,7 @@ def test_profile_names_every_step(example):
     assert [row.name for row in profile.rows] == ["first", "bias_relu", "second", "softmax", "reshape", "scale"]
     assert [row.kind for row in profile.rows] == ["matmul", "kernel", "matmul", "call", "call", "kernel"]
     assert all(row.us > 0 for row in profile.rows)
-    assert profile.total_us == pytest.approx(profile.overhead_us + sum(row.us for row in profile.rows))
+    assert 0 <= profile.overhead_us < profile.total_us
 
 
 N = View("x", ("n",), (1,))
