@@ -121,10 +121,14 @@ def attention_tiles(spec: AttentionSpec, target_is_cuda: bool, *, query_length: 
         query_length: S, where it is known to be always the same; a program of few queries needs no large block.
     """
     wide = max(sum(part.size for part in parts) for parts in (spec.query_parts, spec.value_parts))
-    queries = 64 if query_length is None else min(64, max(16, 1 << (query_length - 1).bit_length()))
-    if not target_is_cuda:
-        return {"BLOCK_M": queries, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}
-    return {"BLOCK_M": queries, "BLOCK_N": 32 if wide > 128 else 64, "num_warps": 4, "num_stages": 2}
+    # On a CPU two blocks of queries at a time halve the traffic of keys; where the products are short, it is little, and where
+    # they are long, the tiles no longer fit in the first-level cache.
+    queries = 128 if not target_is_cuda and 32 < wide <= 96 else 64
+    if query_length is not None:
+        smallest = 16 if target_is_cuda else 1
+        queries = min(queries, max(smallest, 1 << max(query_length - 1, 0).bit_length()))
+    keys = 32 if target_is_cuda and wide > 128 else 64
+    return {"BLOCK_M": queries, "BLOCK_N": keys, "num_warps": 4, "num_stages": 2}
 
 
 def attention_source(spec: AttentionSpec, name: str, *, provenance: Sequence[str] = ()) -> str:

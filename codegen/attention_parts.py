@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 LARGEST_DIM = 256
@@ -26,15 +27,20 @@ class Part:
     @property
     def columns(self) -> str:
         """Triton text of the numbers of its columns, [1, size]."""
-        first = f"{self.start} + " if self.start else ""
-        return f"({first}tl.arange(0, {self.size}))[None, :]"
+        numbers = f"tl.arange(0, {self.size})"
+        return f"({self.start} + {numbers})[None, :]" if self.start else f"{numbers}[None, :]"
 
     def mask(self, rows: str | None = None) -> str:
         """Triton text of the argument that masks a load or store where its columns end, or `rows`, an i1, is false."""
         terms = [rows] if rows else []
         if self.used < self.size:
-            terms.append(f"({self.columns} < {self.start + self.used})")
-        return f", mask={' & '.join(terms)}" if terms else ""
+            terms.append(f"{self.columns} < {self.start + self.used}")
+        return f", mask={both(terms)}" if terms else ""
+
+
+def both(terms: Sequence[str]) -> str:
+    """Triton text of the conjunction of conditions."""
+    return terms[0] if len(terms) == 1 else " & ".join(f"({term})" for term in terms)
 
 
 def cut(dim: int) -> tuple[Part, ...]:

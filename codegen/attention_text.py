@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from .attention_parts import both
+
 if TYPE_CHECKING:
     from .attention import AttentionSpec
 
@@ -30,6 +32,7 @@ def larger(a, b):
 
 def kernel_body(spec: AttentionSpec) -> Iterator[str]:
     """Yield the lines of the kernel's body, without indentation."""
+    yield f'"""{_summary(spec)}"""'
     yield from _places(spec)
     yield ""
     yield from _start(spec)
@@ -41,6 +44,16 @@ def kernel_body(spec: AttentionSpec) -> Iterator[str]:
     yield from (f"        {line}" for line in _block(spec, f"part == {middle}"))
     yield ""
     yield from _end(spec)
+
+
+def _summary(spec: AttentionSpec) -> str:
+    limits = [f"position - {spec.window}"] * (spec.window is not None) + ["key"]
+    limits += [f"position + {spec.reach}"] * (spec.reach is not None)
+    seen = f", where {' < '.join(limits)}" if len(limits) > 1 else ""
+    extras = [("predicate", spec.predicate), ("bias", spec.bias), ("softcap", spec.softcap), ("sink", spec.sink)]
+    named = [name for name, value in extras if value]
+    extra = f"; with {', '.join(named)}" if named else ""
+    return f"Attention of BLOCK_M queries of one head{seen}{extra}."
 
 
 def _places(spec: AttentionSpec) -> Iterator[str]:
@@ -72,7 +85,7 @@ def _places(spec: AttentionSpec) -> Iterator[str]:
 def _start(spec: AttentionSpec) -> Iterator[str]:
     """The queries and the running sums."""
     for i, part in enumerate(spec.query_parts):
-        load = f"tl.load(p_q + o_m * q_token + {part.columns}{part.mask('(o_q < query_length)')}, other=0.0)"
+        load = f"tl.load(p_q + o_m * q_token + {part.columns}{part.mask('o_q < query_length')}, other=0.0)"
         yield f"q{i} = {load}{f' * {_factor(spec)}' if _scales_queries(spec) else ''}"
     yield f"row_max = tl.full([BLOCK_M], {_FLOOR}, tl.float32)"
     if spec.sink:
@@ -117,7 +130,7 @@ def _block(spec: AttentionSpec, whole: str) -> Iterator[str]:
     yield f"if {whole}:"
     yield from (f"    {line}" for line in _loads(spec, None))
     yield "else:"
-    yield from (f"    {line}" for line in _loads(spec, f"(first_k + o_n < {_key_length(spec)})"))
+    yield from (f"    {line}" for line in _loads(spec, f"first_k + o_n < {_key_length(spec)}"))
     precision = ', input_precision="ieee"' if spec.dtype == "float32" else ""
     for i in range(len(spec.query_parts)):
         yield f"s = tl.dot(q{i}, tl.trans(k{i}){', s' if i else ''}{precision})"
@@ -156,7 +169,7 @@ def _limits(spec: AttentionSpec) -> str:
         limits.append(f"o_k < {position} + {spec.reach}" if spec.reach > 1 else f"o_k <= {position}")
     if spec.window is not None:
         limits.append(f"o_k > {position} - {spec.window}")
-    return limits[0] if len(limits) == 1 else " & ".join(f"({limit})" for limit in limits)
+    return both(limits)
 
 
 def _end(spec: AttentionSpec) -> Iterator[str]:
@@ -165,7 +178,7 @@ def _end(spec: AttentionSpec) -> Iterator[str]:
     yield "norm = (1.0 / tl.where(row_sum == 0.0, 1.0, row_sum))[:, None]"
     for i, part in enumerate(spec.value_parts):
         value = f"(acc{i} * norm).to(p_out.dtype.element_ty)"
-        yield f"tl.store(p_out + o_m * out_token + {part.columns}, {value}{part.mask('(o_q < query_length)')})"
+        yield f"tl.store(p_out + o_m * out_token + {part.columns}, {value}{part.mask('o_q < query_length')})"
     if spec.lse:
         yield "m_q = first_q + tl.arange(0, BLOCK_M)"
         if spec.ragged:
