@@ -15,7 +15,10 @@ import graphwright
 
 COMMANDS = {
     "bench": "graphwright.tools.bench:bench",
+    "compile": "graphwright.tools.compile:compile",
     "doctor": "graphwright.tools.doctor:doctor",
+    "passes": "graphwright.tools.passes:passes",
+    "run": "graphwright.tools.run:run",
 }
 """Command name -> 'module:attribute' of its click command. Such a module imports torch only when the command runs."""
 

@@ -1,0 +1,190 @@
+"""The options that say what MODEL is and how to compile it, and the compiled model they lead to."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .output import progress
+
+if TYPE_CHECKING:
+    from graphwright.compiled import Compiled
+    from graphwright.ir.signature import Signature
+    from graphwright.passes.base import Pass
+
+    from .models import Model
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+CAPTURE = "capture"
+"""The name under which the program is recorded as it was before the first pass."""
+
+_DYNAMIC = re.compile(r"([\w.]+):(\d+=\w+(?:,\d+=\w+)*)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What the options of MODEL say.
+
+    Args:
+        passes: passes as text.
+        dynamic: as written, such as "input_ids:0=batch,1=tokens".
+        check: compare the capture with the model at other sizes.
+        batch: rows of a random sample.
+        tokens: its tokens.
+        dtype: "fp32", "bf16" or "fp16"; None leaves the model's.
+        texts: what to tokenise as the sample.
+        tokenizer: where the tokenizer is.
+    """
+
+    passes: tuple[str, ...]
+    dynamic: tuple[str, ...]
+    check: bool
+    batch: int
+    tokens: int
+    dtype: str | None
+    texts: tuple[str, ...]
+    tokenizer: str
+
+
+def model_options(function: Function) -> Function:
+    """Add the options that are gathered by `gather`."""
+    for option in reversed(
+        (
+            click.option("--pass", "passes", multiple=True, metavar="NAME:OPT=V,...", help="Add a pass; may be repeated."),
+            click.option(
+                "--dynamic",
+                multiple=True,
+                metavar="TENSOR:DIM=NAME,...",
+                help="Which sizes of a tensor may vary, such as input_ids:0=batch,1=tokens; `none` for no size of any. May "
+                "be repeated.",
+            ),
+            click.option("--no-check", is_flag=True, help="Do not compare the capture with the model at other sizes."),
+            click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Rows of random inputs."),
+            click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens of random inputs."),
+            click.option(
+                "--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), help="Convert the model.  [default: as it is]"
+            ),
+            click.option("--text", "texts", multiple=True, help="Take this text as a row of the inputs; may be repeated."),
+            click.option("--tokenizer", default="", metavar="FOLDER", help="Tokenizer for --text.  [default: the model's]"),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def gather(options: dict[str, Any]) -> ModelOptions:
+    """Take the options of `model_options` out of a command's, and return them."""
+    names = [field.name for field in dataclasses.fields(ModelOptions) if field.name != "check"]
+    return ModelOptions(check=not options.pop("no_check"), **{name: options.pop(name) for name in names})
+
+
+def parse_passes(texts: Sequence[str]) -> list[Pass]:
+    """Return the passes that `--pass` asks for.
+
+    Raises:
+        click.BadParameter: one is unknown, or an option of it.
+    """
+    from graphwright.ir.errors import OptionError
+    from graphwright.passes.registry import parse_pass
+
+    try:
+        return [parse_pass(text) for text in texts]
+    except OptionError as error:
+        raise click.BadParameter(str(error), param_hint="--pass") from error
+
+
+def parse_dynamic(texts: Sequence[str]) -> dict[str, dict[int, str]] | bool | None:
+    """Return what `--dynamic` says, in the form that `graphwright.capture` takes.
+
+    Raises:
+        click.BadParameter: a text is not of the form.
+    """
+    if not texts:
+        return None
+    if "none" in texts:
+        if len(texts) > 1:
+            raise click.BadParameter("`none` stands alone", param_hint="--dynamic")
+        return False
+    found: dict[str, dict[int, str]] = {}
+    for text in texts:
+        match = _DYNAMIC.fullmatch(text)
+        if match is None:
+            raise click.BadParameter(f"expected TENSOR:DIM=NAME,..., got {text!r}", param_hint="--dynamic")
+        pairs = (pair.split("=") for pair in match[2].split(","))
+        found.setdefault(match[1], {}).update({int(dim): name for dim, name in pairs})
+    return found
+
+
+def build(name: str, options: ModelOptions) -> tuple[Compiled, Model]:
+    """Return MODEL compiled, and MODEL itself.
+
+    The first record of the report is the capture, with the program's text; those of the passes have theirs.
+
+    Raises:
+        click.BadParameter: a pass or a dynamic size is not written as it should be.
+        GraphwrightError: the model cannot be found, loaded, captured or lowered.
+    """
+    passes, dynamic = parse_passes(options.passes), parse_dynamic(options.dynamic)
+    with progress(f"loading {name}"):
+        import graphwright
+        from graphwright.ir.printer import print_program
+        from graphwright.ir.program import calls
+        from graphwright.ir.records import PassRecord, Plan
+
+        from .models import load_model
+
+        model = load_model(
+            name,
+            batch=options.batch,
+            tokens=options.tokens,
+            dtype=options.dtype,
+            texts=options.texts,
+            tokenizer=options.tokenizer,
+        )
+    started = time.perf_counter_ns()
+    with progress(f"capturing {type(model.module).__name__}"):
+        program = graphwright.capture(model.module, *model.args, dynamic=dynamic, check=options.check, **model.kwargs)
+    capture_us = (time.perf_counter_ns() - started) // 1000
+    program.notes[:0] = model.notes
+    count = sum(1 for _ in calls(program.graph))
+    text = print_program(program)
+    program.records.append(PassRecord(CAPTURE, CAPTURE, Plan(CAPTURE), 0, count, capture_us, text))
+    with progress(f"compiling {type(model.module).__name__}"):
+        compiled = graphwright.compile(program, passes=passes, keep_text=True)
+    times_us = {**compiled.report.times_us, CAPTURE: capture_us}
+    compiled.report = dataclasses.replace(compiled.report, times_us=times_us)
+    return compiled, model
+
+
+def build_or_load(name: str, options: ModelOptions) -> tuple[Compiled, Model | None]:
+    """Return MODEL compiled: read if it is an artifact, with None for MODEL; made anew otherwise.
+
+    Raises:
+        click.BadParameter: an option is not written as it should be.
+        GraphwrightError: MODEL cannot be loaded or compiled.
+        OSError: the artifact cannot be read.
+    """
+    if not name.endswith(".gw"):
+        return build(name, options)
+    if options.passes or options.dynamic or options.dtype:
+        given = "--pass" if options.passes else "--dynamic" if options.dynamic else "--dtype"
+        raise click.UsageError(f"{given} has no effect on {name}, which is compiled already: give the model instead")
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"MODEL {name!r}: there is no such file")
+    with progress(f"loading {name}"):
+        import graphwright
+
+        return graphwright.load(name), None
+
+
+def signature_of(compiled: Compiled) -> Signature:
+    """Return how a compiled model is called."""
+    return compiled._executable.signature
