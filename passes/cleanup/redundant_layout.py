@@ -16,7 +16,7 @@ from graphwright.passes.local import LocalPass, Places
 aten = torch.ops.aten
 
 RESHAPE, PERMUTE, EXPAND = aten.reshape.default, aten.permute.default, aten.expand.default
-SLICE, CAT = aten.slice.Tensor, aten.cat.default
+SLICE, CAT, LINEAR = aten.slice.Tensor, aten.cat.default, aten.linear.default
 
 RESHAPES = (RESHAPE, aten.view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)
 """Operations that keep the values in their row-major order."""
@@ -33,6 +33,7 @@ class RedundantLayout(LocalPass):
     After: `%x`
 
     Applies when: a chain of reshapes ends in the shape that it started from, or reshapes a reshape.
+    Applies when: a linear layer reads rows made one dimension, and its result's rows are parted again.
     Applies when: a permutation of a permutation, or one that keeps every dimension in its place.
     Applies when: an expansion of an expansion, or one to the shape that is there.
     Applies when: a slice takes everything, or slices a slice of the same dimension at numbers.
@@ -65,6 +66,9 @@ class RedundantLayout(LocalPass):
         if "parts" in detail:
             parts = [places[name] for name in detail["parts"]]
             return program.call(CAT, parts, detail["dim"], like=node)
+        if "linear" in detail:
+            linear = places[detail["linear"]]
+            return program.call(LINEAR, places[detail["x"]], *linear.args[1:], like=linear, **linear.kwargs)
         source = places[detail["source"]]
         kind = detail.get("call")
         if kind is None:
@@ -99,10 +103,27 @@ def _reshape(program: Program, node: fx.Node) -> Decision | None:
         source = _source(source)
     if same is not None:
         return _use(node, same, "it has this shape already")
+    if (inner := _unflattened_linear(program, node)) is not None:
+        return Decision(
+            node.name,
+            "linear",
+            "rows were made one dimension and parted again",
+            {"linear": inner.name, "x": _source(_source(inner)).name},
+        )
     # A reshape to sizes of its own may start anywhere in the chain; -1 and "this dimension" may not.
     if source is not _source(node) and node.target is RESHAPE and not any(_is_inferred(n) for n in node.args[1]):  # type: ignore[union-attr]
         return _use(node, source, "a reshape of a reshape", call="reshape")
     return None
+
+
+def _unflattened_linear(program: Program, node: fx.Node) -> fx.Node | None:
+    """Return the linear layer of reshape(linear(reshape(x))), where it could read x as it is."""
+    linear = _source(node)
+    if linear.target is not LINEAR or len(linear.users) != 1 or _source(linear).target not in RESHAPES:
+        return None
+    x = _source(_source(linear))
+    mine, before = program.shape(node), program.shape(x)
+    return linear if mine[:-1] == before[:-1] and before[-1:] == program.shape(_source(linear))[-1:] else None
 
 
 def _is_inferred(size: Any) -> bool:

@@ -30,7 +30,7 @@ class FuseProjections(Pass):
 
     After: `%f = linear(%x, weights["fused"]); %q = slice(%f, -1, 0, 32); %k = slice(%f, -1, 32, 48)`
 
-    Applies when: linear layers read one value, and all have a bias or none has.
+    Applies when: linear layers read one value. Where only some have a bias, the others get one of zeros.
 
     Declines when: a weight is used elsewhere too (tied weights), which would then be stored twice.
     Declines when: another matrix product lies between them.
@@ -67,13 +67,13 @@ class FuseProjections(Pass):
             refused = {node: reason for node in group if (reason := _reason(node, readers)) is not None}
             for node, reason in refused.items():
                 yield Refusal(node.name, reason)
-            kinds: dict[tuple[bool, torch.dtype], list[fx.Node]] = {}
+            kinds: dict[torch.dtype, list[fx.Node]] = {}
             for node in (node for node in group if node not in refused):
                 weight = node.args[1]
                 assert isinstance(weight, fx.Node)
-                kinds.setdefault((bias_of(node) is not None, weight.meta["val"].dtype), []).append(node)
+                kinds.setdefault(weight.meta["val"].dtype, []).append(node)
             if len(kinds) > 1:
-                yield Refusal(group[0].name, "those that read the same value differ in having a bias, or in dtype")
+                yield Refusal(group[0].name, "the weights differ in dtype")
             for members in kinds.values():
                 if len(members) >= max(self.minimum, 2):
                     names = [node.name for node in members]
@@ -126,8 +126,10 @@ def _fuse(program: Program, members: list[fx.Node]) -> None:
     with program.graph.inserting_before(first), torch.no_grad():
         weight = program.weight(_name(members, 1), torch.cat([_value(program, node.args[1]) for node in members]))
         arguments = [x, weight]
-        if bias_of(first) is not None:
-            arguments.append(program.weight(_name(members, 2), torch.cat([_value(program, bias_of(n)) for n in members])))
+        biased = [node for node in members if bias_of(node) is not None]
+        if biased:
+            biases = [_bias(program, node) for node in members]
+            arguments.append(program.weight(_name(biased, 2), torch.cat(biases)))
         fused = program.call(LINEAR, *arguments, like=first)
         start, last = 0, fused.meta["val"].dim() - 1
         for node in members:
@@ -136,6 +138,12 @@ def _fuse(program: Program, members: list[fx.Node]) -> None:
             node.replace_all_uses_with(part)
             start += size
     erase_unused(program, members)
+
+
+def _bias(program: Program, node: fx.Node) -> torch.Tensor:
+    bias = bias_of(node)
+    weight = _value(program, node.args[1])
+    return weight.new_zeros(weight.shape[0]) if bias is None else _value(program, bias)
 
 
 def _value(program: Program, node: object) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx
@@ -43,12 +43,18 @@ class RaiseAttention(LocalPass):
     Declines when: the attention weights are used elsewhere, as with `output_attentions`.
     Declines when: the mask depends on a size that is none of the attention's own.
 
-    Fidelity: scores are computed in float32. A query that sees no key gives 0, where a mask of large negative numbers makes it
-        see all keys alike.
+    Fidelity: scores are computed in float32. A sequence whose keys are all hidden by large negative numbers gives 0, not the
+        average of its values.
+
+    Args:
+        blind: what a query gets that sees no key because of large negative numbers, not of minus infinity: "average", as the
+            model has it, of all values; "zero", which lets kernels skip hidden blocks of such masks.
     """
 
     name = "raise-attention"
     fidelity = Fidelity.CLOSE
+
+    blind: Literal["average", "zero"] = "average"
 
     def find(self, program: Program, context: Context) -> Iterator[Decision | Refusal]:
         """Yield the attentions, each at the node that has its result."""
@@ -58,7 +64,7 @@ class RaiseAttention(LocalPass):
             if isinstance(found, str):
                 yield Refusal(node.name, found)
             elif found is not None:
-                yield _decide(program, masks, found)
+                yield _decide(program, masks, found, self.blind)
 
     def build(self, program: Program, node: fx.Node, detail: dict[str, Any], places: Places) -> fx.Node:
         """Return a call of the attention."""
@@ -106,7 +112,7 @@ def _called(node: fx.Node) -> Written | str:
     )
 
 
-def _decide(program: Program, masks: Masks, found: Written) -> Decision | Refusal:
+def _decide(program: Program, masks: Masks, found: Written, blind: str) -> Decision | Refusal:
     q, k, v = found.q, found.k, found.v
     transposed = found.k_transposed
     if not dtype_of(q) == dtype_of(k) == dtype_of(v) == dtype_of(found.end):
@@ -118,6 +124,8 @@ def _decide(program: Program, masks: Masks, found: Written) -> Decision | Refusa
     scores = (queries[0], queries[1] if rank == 4 else 1, queries[-2], keys[-1 if transposed else -2])
     try:
         texts = masks.texts(found.masks, scores, is_causal=found.is_causal, rank=rank)
+        if blind == "average":
+            masks.average_blind(texts, scores)
     except (MaskError, UnknownSize) as error:
         return Refusal(found.end.name, str(error))
     if rank == 4 and not found.grouped:
@@ -138,6 +146,6 @@ def _decide(program: Program, masks: Masks, found: Written) -> Decision | Refusa
         "rank": rank,
     }
     why = "scaled dot-product attention"
-    if not texts.exact:
-        why += "; a query that sees no key will give 0"
+    if not texts.exact and texts.predicate:
+        why += "; if a query sees no key, its result is 0"
     return Decision(found.end.name, "attention", why, detail)

@@ -25,6 +25,10 @@ LARGEST_TABLE = 2**24
 """Elements of the largest weight that is looked at as a mask."""
 
 
+HIDDEN_SCORE = torch.finfo(torch.float32).min
+"""A score beside which every other vanishes."""
+
+
 @dataclass
 class MaskTexts:
     """Masks of one attention as texts.
@@ -73,7 +77,7 @@ class Masks:
             names = {operand_name(at): self._operand(result, load) for at, load in enumerate(form.loads)}
             predicate = ix.not_(form.predicate) if mask is not None and mask.hides else form.predicate
             apart = own < rank
-            result.exact = result.exact and form.exact
+            result.exact = result.exact and form.exact and (mask is None or mask.exact)
             if predicate is not ix.TRUE:
                 text = self._text(predicate, names, scores, apart)
                 result.predicate = self._join(result, "&", result.predicate, text)
@@ -119,6 +123,23 @@ class Masks:
         for name in expression.free - set("bhqk"):
             renamed[name] = _size_name(name, scores)
         return re.sub(r"[A-Za-z_]\w*", lambda word: renamed.get(word[0], word[0]), str(expression))
+
+    def average_blind(self, texts: MaskTexts, scores: tuple[Any, ...]) -> None:
+        """Let a query that sees no key see all alike, as a large negative number in place of minus infinity makes it.
+
+        Nothing is done where every query is known to see its own key, or where hidden keys are hidden from all queries.
+        """
+        if texts.exact or not texts.predicate:
+            return
+        types = {operand_name(at): operand_type(node.meta["val"].dtype) for at, node in enumerate(texts.operands)}
+        predicate = parse(texts.predicate, types)
+        if "q" not in predicate.free:
+            return
+        own = ix.substitute(predicate, {"k": ix.var("q")}, ix.NO_FACTS.known("q", ix.ZERO, None))
+        if own is ix.TRUE and self._program.size(scores[2]) == self._program.size(scores[3]):
+            return
+        texts.bias = f"where({texts.predicate}, {texts.bias or '0.0'}, {HIDDEN_SCORE})"
+        texts.bias, texts.predicate = str(parse(texts.bias, types)), ""
 
     def _join(self, result: MaskTexts, sign: str, first: str, second: str) -> str:
         types = {operand_name(at): operand_type(node.meta["val"].dtype) for at, node in enumerate(result.operands)}

@@ -36,11 +36,13 @@ class Mask:
         node: its tensor.
         rank: the dimensions of the scores that it broadcasts to: 4, or 3 where batch and heads are one.
         hides: whether it is true where keys are hidden, not where they are visible.
+        exact: whether what is hidden is so by minus infinity; else it gets a large negative score.
     """
 
     node: fx.Node
     rank: int = 4
     hides: bool = False
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class _Scores:
         self.softcap = 0.0
         self.masks: list[Mask] = []
         self.sink: fx.Node | None = None
+        self.floored = False
+        """Whether minus infinity is made a large negative number later."""
 
     def walk(self) -> str | None:
         """Go to the product; return why that is not possible, None if it was."""
@@ -128,12 +132,22 @@ class _Scores:
     def found(self) -> Written:
         """Return the attention so far: queries, keys and what is done to the scores."""
         at = 1 if is_call(self.node, aten.baddbmm.default) else 0
-        q, k = without_casts(self.node.args[at]), without_casts(self.node.args[at + 1])
-        scaled = with_number(self.program, q, *MUL)
-        if scaled is not None and scaled[0].meta["val"].dtype == q.meta["val"].dtype:
-            q, self.scale = without_casts(scaled[0]), self.scale * scaled[1]
+        q, by = self._unscaled(self.node.args[at])
+        k, of = self._unscaled(self.node.args[at + 1])
+        self.scale *= by * of
         masks = tuple(reversed(self.masks))
         return Written(self.node, q, k, k, self.scale, self.softcap, masks, self.sink, k_transposed=True)
+
+    def _unscaled(self, node: Any) -> tuple[fx.Node, float]:
+        """Return queries or keys and the number that they are multiplied by."""
+        node, factor = without_casts(node), 1.0
+        if (scaled := with_number(self.program, node, *MUL)) is not None:
+            inner, factor = scaled
+        elif is_call(node, *DIV) and (divisor := number(self.program, node.args[1])):
+            inner, factor = node.args[0], 1.0 / divisor
+        else:
+            return node, factor
+        return (without_casts(inner), factor) if inner.meta["val"].dtype == node.meta["val"].dtype else (node, 1.0)
 
     def _product(self) -> str | None:
         if is_call(self.node, aten.baddbmm.default):
@@ -142,7 +156,7 @@ class _Scores:
                 return "scores are scaled after something was added to them"
             if beta == 1:
                 assert isinstance(added, fx.Node)
-                self.masks.append(Mask(added, 3))
+                self.masks.append(Mask(added, 3, exact=not self.floored))
             self.scale = float(alpha)  # type: ignore[arg-type]
         operands = [node for node in self.node.all_input_nodes if node.meta["val"].dim() in (3, 4)]
         return None if len(operands) >= 2 else "queries or keys have another number of dimensions"
@@ -174,20 +188,24 @@ class _Scores:
         elif is_call(node, *ADD) and not node.kwargs:
             inner, mask = _core_and_mask(node)
             if mask is not None:
-                self.masks.append(Mask(mask, rank))
+                self.masks.append(Mask(mask, rank, exact=not self.floored))
         elif is_call(node, aten.where.self, aten.where.ScalarOther) and self._hides(node.args[2]):
             inner = node.args[1]
-            self.masks.append(Mask(node.args[0], rank))  # type: ignore[arg-type]
+            self._hide(node.args[0], rank, node.args[2])
         elif is_call(node, aten.masked_fill.Scalar, aten.masked_fill.Tensor) and self._hides(node.args[2]):
             inner = node.args[0]
-            self.masks.append(Mask(node.args[1], rank, hides=True))  # type: ignore[arg-type]
+            self._hide(node.args[1], rank, node.args[2], hides=True)
         elif is_call(node, aten.maximum.default, aten.max.other) and self._hides(node.args[1]):
-            inner = node.args[0]
+            inner, self.floored = node.args[0], True
         return inner if isinstance(inner, fx.Node) else None
 
     def _hides(self, value: Any) -> bool:
         filled = number(self.program, value)
         return filled is not None and filled <= HIDDEN
+
+    def _hide(self, mask: Any, rank: int, value: Any, hides: bool = False) -> None:
+        exact = number(self.program, value) == float("-inf") and not self.floored
+        self.masks.append(Mask(mask, rank, hides, exact))
 
     def _scaled(self, inner: fx.Node, factor: float) -> fx.Node | None:
         if not is_call(inner, aten.tanh.default):

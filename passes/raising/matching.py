@@ -11,6 +11,7 @@ from torch import fx
 
 from graphwright.ir.program import Program
 from graphwright.passes.cleanup.redundant_casts import CAST, is_exact_cast
+from graphwright.passes.local import is_random
 
 aten = torch.ops.aten
 
@@ -41,18 +42,31 @@ def without_casts(node: Any) -> Any:
 
 
 def number(program: Program, value: Any) -> float | None:
-    """Return a number given as such or as a weight with one element; None for anything else."""
+    """Return a number given as such, or as a tensor without dimensions that only weights and numbers decide; else None."""
     if isinstance(value, bool | int | float):
         return float(value)
-    value = without_casts(value)
-    if is_call(value, aten.full.default, aten.scalar_tensor.default):
-        filled = value.args[-1]
-        return float(filled) if isinstance(filled, int | float) and value.meta["val"].numel() == 1 else None
-    if isinstance(value, fx.Node) and value.op == "get_attr":
-        weight = program.weights[str(value.target)]
-        if weight.numel() == 1 and weight.dim() == 0:
-            return float(weight)
-    return None
+    found = _scalar(program, value, 4) if isinstance(value, fx.Node) else None
+    return None if found is None or found.is_complex() else float(found)
+
+
+def _scalar(program: Program, node: fx.Node, depth: int) -> torch.Tensor | None:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.dim() != 0:
+        return None
+    if node.op == "get_attr":
+        return program.weights[str(node.target)]
+    if node.op != "call_function" or depth == 0 or is_random(node) or "empty" in str(node.target):
+        return None
+    known: dict[fx.Node, torch.Tensor] = {}
+    for source in node.all_input_nodes:
+        found = _scalar(program, source, depth - 1)
+        if found is None:
+            return None
+        known[source] = found
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+    with torch.no_grad():
+        result: torch.Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+    return result
 
 
 def either_order(node: fx.Node) -> Iterator[tuple[Any, Any]]:
