@@ -130,7 +130,7 @@ def _call(program: Program, node: fx.Node, place: Place, outs: Mapping[int, Stor
             return _number(program, value)
         if isinstance(value, list | tuple):
             return [argument(v) for v in value]
-        if isinstance(value, torch.dtype | torch.device | torch.layout | torch.memory_format):
+        if isinstance(value, torch.device):
             return str(value)
         return value
 

@@ -148,7 +148,21 @@ class GraphReader:
         if sympy.expand(count - self._columns) != 0:
             raise NeedsStore(node)
         inner = (COLUMN,) if len(sizes) == 1 else unflatten(COLUMN, sizes, self.values.ranges)
-        return self.values.reduce(kind, body(inner), count)
+        with self._whole_row():
+            return self.values.reduce(kind, body(inner), count)
+
+    @contextmanager
+    def _whole_row(self) -> Iterator[None]:
+        """Forget what is known of the column: a reduction takes all of them, wherever its result is used."""
+        before, ranges = self._conditions, self.values.ranges
+        sizes = ranges.sizes
+        self._conditions = tuple(c for c in before if not c.varies)
+        if self._columns is not None:
+            ranges.sizes = {**sizes, COLUMN: self._columns}
+        try:
+            yield
+        finally:
+            self._conditions, ranges.sizes = before, sizes
 
     @contextmanager
     def under(self, condition: Value) -> Iterator[None]:
