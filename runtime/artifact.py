@@ -108,7 +108,7 @@ def save(
         with open(draft, "xb") as file:
             with zipfile.ZipFile(file, "w") as archive:
                 hashes = {WEIGHTS: _add_weights(archive, used)}
-                for name, text in texts.items():
+                for name, text in sorted(texts.items()):
                     hashes[name] = hashlib.sha256(text.encode()).hexdigest()
                     _add_text(archive, name, text)
                 _add_text(archive, MANIFEST, json.dumps(_manifest(schedule, signature, hashes), indent=1))
@@ -127,13 +127,15 @@ def load(path: str | os.PathLike[str]) -> Artifact:
             not there.
         OSError: the file cannot be read.
     """
-    try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            return _read(archive, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    except ArtifactError as error:
-        raise ArtifactError(f"{os.fspath(path)}: {error}") from error
-    except _DAMAGE as error:
-        raise ArtifactError(f"{os.fspath(path)} is not a whole compiled model: {error}") from error
+    with open(path, "rb") as file:
+        try:
+            # A damaged directory can send the reader to places that are no part of any file, which is an OSError.
+            with zipfile.ZipFile(file) as archive:
+                return _read(archive, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        except ArtifactError as error:
+            raise ArtifactError(f"{os.fspath(path)}: {error}") from error
+        except (*_DAMAGE, OSError) as error:
+            raise ArtifactError(f"{os.fspath(path)} is not a whole compiled model: {error}") from error
 
 
 def _manifest(schedule: Schedule, signature: Signature, hashes: Mapping[str, str]) -> dict[str, Any]:
@@ -193,7 +195,7 @@ def _read(archive: zipfile.ZipFile, memory: mmap.mmap) -> Artifact:
     start, size = _place(entries[WEIGHTS], memory)
     _check_hash(WEIGHTS, hashes[WEIGHTS], memory, start, size)
     texts = {}
-    for name in hashes.keys() - {WEIGHTS}:
+    for name in sorted(hashes.keys() - {WEIGHTS}):
         data = _read_text(archive, entries[name])
         _check_hash(name, hashes[name], data, 0, len(data))
         texts[name] = data.decode()
