@@ -113,7 +113,8 @@ def to_program(exported: Exported, call: Call, tensors: list[torch.Tensor], name
         tensors: the sample.
         names: the names of the sizes that were to vary; those that turned out to be fixed get a note.
     """
-    graph, weights = import_graph(make_functional(exported.program), call.names)
+    functional, overwritten = make_functional(exported.program, call.names)
+    graph, weights = import_graph(functional, call.names, overwritten)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     notes = list(exported.notes)
     named, dimensions = name_sizes(placeholders, names, call, exported.program.range_constraints, notes)

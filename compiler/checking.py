@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from graphwright.ir.containers import Constant, Leaf, Structure, describe
+from graphwright.ir.containers import Constant, Leaf, Structure, open_container
 from graphwright.ir.program import Dimension, Program
-from graphwright.ir.signature import Range, evaluate
+from graphwright.ir.signature import Range, evaluate, same_constant
 
-from .exporting import quiet
+from .exporting import is_cache, quiet
 from .sampling import Call, Names, resized
 
 FARTHEST = 1024
@@ -192,14 +192,13 @@ class Checker:
             except Exception as error:  # noqa: BLE001 - models may raise anything
                 self.reason = f"the model raises {type(error).__name__}: {str(error)[:200]}"
                 return "refused"
-            structure = describe(expected, lambda path, value: _leaf(value, leaves))
             torch.manual_seed(0)
             try:
                 found = self.module(*tensors)
             except Exception as error:  # noqa: BLE001 - operations may raise anything
                 self.reason = f"the program raises {type(error).__name__}: {str(error)[:200]}"
                 return "differs"
-        if structure != self.program.signature.results:
+        if not _open(self.program.signature.results, expected, leaves):
             self.reason = "the model returns something else"
             return "differs"
         worst = max((difference(e, f) for e, f in zip(leaves, found, strict=True)), default=0.0)
@@ -207,13 +206,19 @@ class Checker:
         return "same" if worst <= 1 else "differs"
 
 
-def _leaf(value: Any, leaves: list[Any]) -> Structure | None:
-    if isinstance(value, torch.Tensor):
+def _open(structure: Structure, value: Any, leaves: list[Any]) -> bool:
+    """Append the leaves of a value in flat order; return whether it has the structure."""
+    if isinstance(structure, Leaf):
         leaves.append(value)
-        return Leaf(len(leaves) - 1)
-    if any(kind.__module__ == "transformers.cache_utils" for kind in type(value).__mro__):
-        return Constant(None)
-    return None
+        return True
+    if isinstance(structure, Constant):
+        return is_cache(value) if structure.value is None and value is not None else same_constant(structure.value, value)
+    opened = open_container(value)
+    if opened is None or (opened.kind, opened.name, opened.keys) != (structure.kind, structure.name, structure.keys):
+        return False
+    return len(opened.children) == len(structure.children) and all(
+        _open(child, inside, leaves) for child, inside in zip(structure.children, opened.children, strict=True)
+    )
 
 
 def _size(text: str, sizes: Sizes) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import fx
 from torch.export import Dim, ExportedProgram
 
 from graphwright.ir.containers import PLAIN, Constant, Leaf, Structure, describe, open_container, type_name
@@ -22,6 +24,9 @@ from .sampling import Call, Names
 
 TORCH_FOLDER = os.path.dirname(torch.__file__) + os.sep
 OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+PREFIX = "model."
+"""What stands before every weight's and module's name: the module around the model."""
 
 CONSTANTS = (*PLAIN, torch.dtype, torch.device)
 
@@ -81,7 +86,7 @@ class Flat(torch.nn.Module):
             return Leaf(len(leaves) - 1)
         if isinstance(value, CONSTANTS) or open_container(value) is not None:
             return None
-        if any(kind.__module__ == "transformers.cache_utils" for kind in type(value).__mro__):
+        if is_cache(value):
             note = f"{path} is left out of the results (None): a {type(value).__name__} is no tensor"
             if note not in self.returned.notes:
                 self.returned.notes.append(note)
@@ -90,6 +95,11 @@ class Flat(torch.nn.Module):
             f"the model returns a {type_name(type(value)).replace(':', '.')} as {path or 'its result'}: only tensors, plain "
             f"values, and lists, tuples, dicts and dataclasses of these can be returned"
         )
+
+
+def is_cache(value: Any) -> bool:
+    """Return whether a value is a Hugging Face cache, which is left out of results."""
+    return any(kind.__module__ == "transformers.cache_utils" for kind in type(value).__mro__)
 
 
 def export(
@@ -168,6 +178,28 @@ def without_cache(model: torch.nn.Module) -> Iterator[bool]:
         yield True
     finally:
         config.use_cache = True  # type: ignore[union-attr]
+
+
+def place_of(node: fx.Node) -> dict[str, Any]:
+    """Return the metadata that says where in the model a node came from: frames in torch itself are left out."""
+    meta: dict[str, Any] = {}
+    trace = node.meta.get("stack_trace")
+    if trace:
+        meta["stack_trace"] = _model_frames(trace)
+    stack = node.meta.get("nn_module_stack")
+    if stack:
+        meta["nn_module_stack"] = {
+            key: (path.removeprefix("model").removeprefix("."), kind) for key, (path, kind) in stack.items() if path
+        }
+    return meta
+
+
+@functools.lru_cache(maxsize=4096)
+def _model_frames(trace: str) -> str:
+    frames = re.findall(r'File "[^"]+", line \d+[^\n]*\n(?:(?!\s*File ")[^\n]*\n?)*', trace)
+    kept = [f for f in frames if not f[6:].startswith(OWN_FOLDER)]
+    inside = [f for f in kept if not f[6:].startswith(TORCH_FOLDER)]
+    return "  ".join(inside or kept)
 
 
 # -- errors

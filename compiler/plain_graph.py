@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,8 @@ from torch.export.graph_signature import InputKind
 from graphwright.ir.diagnostics import user_line
 from graphwright.ir.errors import CaptureError
 
-from .exporting import OWN_FOLDER, TORCH_FOLDER
+from .exporting import PREFIX, place_of
+from .functional import Overwritten, functional_twin
 
 aten = torch.ops.aten
 
@@ -29,26 +29,27 @@ ASSERTIONS = {
     aten.sym_constrain_range_for_size.default,
 }
 
-PREFIX = "model."
-"""What stands before every weight's and module's name: the module around the model."""
 
-
-def import_graph(program: ExportedProgram, names: Sequence[str]) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
+def import_graph(
+    program: ExportedProgram, names: Sequence[str], overwritten: Overwritten
+) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
     """Return the graph and its weights.
 
     Args:
         program: what torch.export made.
         names: the path of each user tensor, in flat order.
+        overwritten: what the in-place operations that are left in it overwrite.
 
     Raises:
         CaptureError: the graph holds something that a plain graph cannot.
     """
-    return _Importer(program, names).run()
+    return _Importer(program, names, overwritten).run()
 
 
 class _Importer:
-    def __init__(self, program: ExportedProgram, names: Sequence[str]) -> None:
+    def __init__(self, program: ExportedProgram, names: Sequence[str], overwritten: Overwritten) -> None:
         self.program = program
+        self.overwritten = overwritten
         self.graph = fx.Graph()
         self.names = names
         self.weights: dict[str, torch.Tensor] = {}
@@ -123,10 +124,28 @@ class _Importer:
             values[node] = values[first][node.args[1]]
             return
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._value(n, values))
-        copied = self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
+        target: Any = functional_twin(node.target) if node in self.overwritten else node.target
+        copied = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
         copied.meta = place_of(node)
         copied.meta["val"] = node.meta.get("val")
         values[node] = copied
+        if node in self.overwritten:
+            values[node] = self._in_its_dtype(copied)
+            for earlier in self.overwritten[node]:
+                values[earlier] = values[node]
+
+    def _in_its_dtype(self, node: fx.Node) -> fx.Node:
+        """Cast the value of a functional twin to the dtype that the in-place operation keeps."""
+        value = node.meta["val"]
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        with value.fake_mode, torch.no_grad():
+            promoted = node.target(*args, **kwargs)  # type: ignore[operator]
+        if promoted.dtype == value.dtype:
+            return node
+        cast = self.graph.call_function(torch.ops.prims.convert_element_type.default, (node, value.dtype))
+        cast.meta = dict(node.meta)
+        node.meta["val"] = promoted
+        return cast
 
     def _region(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         name = node.target.name()  # type: ignore[union-attr]
@@ -143,28 +162,6 @@ class _Importer:
             raise CaptureError(f"torch.{name} at {user_line(node) or 'an unknown line'} cannot be captured yet")
         placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
         return self._inline(inner, dict(zip(placeholders, given, strict=True)))
-
-
-def place_of(node: fx.Node) -> dict[str, Any]:
-    """Return the metadata that says where in the model a node came from: frames in torch itself are left out."""
-    meta: dict[str, Any] = {}
-    trace = node.meta.get("stack_trace")
-    if trace:
-        meta["stack_trace"] = _model_frames(trace)
-    stack = node.meta.get("nn_module_stack")
-    if stack:
-        meta["nn_module_stack"] = {
-            key: (path.removeprefix("model").removeprefix("."), kind) for key, (path, kind) in stack.items() if path
-        }
-    return meta
-
-
-@functools.lru_cache(maxsize=4096)
-def _model_frames(trace: str) -> str:
-    frames = re.findall(r'File "[^"]+", line \d+[^\n]*\n(?:(?!\s*File ")[^\n]*\n?)*', trace)
-    kept = [f for f in frames if not f[6:].startswith(OWN_FOLDER)]
-    inside = [f for f in kept if not f[6:].startswith(TORCH_FOLDER)]
-    return "  ".join(inside or kept)
 
 
 def _identifier(path: str) -> str:

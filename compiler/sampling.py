@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,23 +27,18 @@ class Call:
         parameters: those of the model's forward.
         arguments: structure of each argument by name, those of `*args` as "args.0" and so on.
         names: path of each tensor, in flat order.
+        positional: names of the arguments that are passed by position: hooks see the difference.
     """
 
     parameters: tuple[Parameter, ...]
     arguments: dict[str, Structure]
     names: tuple[str, ...]
+    positional: tuple[str, ...]
 
     def __call__(self, model: torch.nn.Module, tensors: Sequence[Any]) -> Any:
         """Call the model with flat tensors."""
         values = {name: build(structure, tensors) for name, structure in self.arguments.items()}
-        spread = next((p.name for p in self.parameters if p.kind == "var_positional"), None)
-        many = [name for name in values if spread is not None and name.startswith(f"{spread}.")]
-        by_position = [
-            p.name
-            for p in self.parameters
-            if p.name in values and (p.kind == "positional_only" or (many and p.kind in POSITIONAL))
-        ]
-        args = [values.pop(name) for name in (*by_position, *many)]
+        args = [values.pop(name) for name in self.positional]
         return model(*args, **values)
 
 
@@ -61,9 +56,12 @@ def bind(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
     parameters = tuple(_parameter(p) for p in signature.parameters.values())
     kinds = {p.name: p.kind for p in parameters}
     values: dict[str, Any] = {}
+    positional: list[str] = [p.name for p in parameters if p.kind in POSITIONAL][: len(args)]
     for name, value in bound.arguments.items():
         if kinds[name] == "var_positional":
-            values.update({f"{name}.{i}": item for i, item in enumerate(value)})
+            items = {f"{name}.{i}": item for i, item in enumerate(value)}
+            positional += items
+            values.update(items)
         elif kinds[name] == "var_keyword":
             values.update(value)
         else:
@@ -81,7 +79,7 @@ def bind(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
     arguments = {name: describe(value, leaf, name) for name, value in values.items()}
     if not tensors:
         raise InputError(f"{type(model).__name__}: pass the arguments of a sample call; no tensor was found among them")
-    return Call(parameters, arguments, tuple(names)), tensors
+    return Call(parameters, arguments, tuple(names), tuple(positional)), tensors
 
 
 def _parameter(parameter: inspect.Parameter) -> Parameter:
@@ -91,7 +89,7 @@ def _parameter(parameter: inspect.Parameter) -> Parameter:
 
 def add_constant(call: Call, name: str, value: Any) -> Call:
     """Return the call with one more constant argument, which calls of the program may pass or leave out."""
-    return Call(call.parameters, {**call.arguments, name: Constant(value)}, call.names)
+    return replace(call, arguments={**call.arguments, name: Constant(value)})
 
 
 Names = tuple[dict[int, str], ...]
@@ -142,7 +140,7 @@ def _default_names(paths: Sequence[str], tensors: Sequence[torch.Tensor]) -> Nam
         names: dict[int, str] = {}
         for dim, size in enumerate(tensor.shape):
             is_row_of_mask = masks and dim >= tensor.dim() - 2 and size == tokens
-            if dim == 0 and size == batch and not (is_row_of_mask and tensor.dim() == 2 and tensor.shape[1] == size):
+            if dim == 0 and size == batch:
                 names[dim] = "batch"
             elif dim == 0 and not is_row_of_mask and not (tensor.dim() == 1 and size == tokens):
                 if size != 1:
