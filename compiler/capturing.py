@@ -174,6 +174,7 @@ def _unify(first: torch.SymInt, second: torch.SymInt) -> None:
     environment = first.node.shape_env
     frozen, environment.frozen = environment.frozen, False
     try:
-        torch._check(first == second)
+        # Evaluating the comparison records the equality.
+        bool(first == second)
     finally:
         environment.frozen = frozen

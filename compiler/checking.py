@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,7 +76,7 @@ class Checker:
         self.module = program.module()
         self.reason = ""
 
-    def examine(self, tried: Sequence[str] = ()) -> Findings:
+    def examine(self, tried: Collection[str] = ()) -> Findings:
         """Return what is known of the dimensions.
 
         Args:
@@ -116,7 +116,7 @@ class Checker:
             ):
                 findings.ranges[name] = Range(0, findings.ranges[name].high)
 
-    def _limit(self, name: str, findings: Findings, tried: Sequence[str]) -> None:
+    def _limit(self, name: str, findings: Findings, tried: Collection[str]) -> None:
         """Where the code's assumptions end above and below the sample, find out whether the program does too."""
         size, high = self.sample[name], findings.ranges[name].high
         for above in self._ends(name, range(size + 1, min(high or FARTHEST, FARTHEST) + 1)):
@@ -135,7 +135,7 @@ class Checker:
         if found.low == found.high:
             findings.fixed[name] = f"the model's code takes only {size}"
 
-    def _give_up(self, name: str, findings: Findings, tried: Sequence[str], why: str, longer: int) -> None:
+    def _give_up(self, name: str, findings: Findings, tried: Collection[str], why: str, longer: int) -> None:
         high = findings.ranges[name].high
         if name not in tried and longer <= (high or FARTHEST):
             findings.longer[name] = longer
@@ -144,7 +144,8 @@ class Checker:
 
     def _ends(self, name: str, sizes: range) -> list[int]:
         """Return where, along `sizes`, assumptions of the code cease to hold: the first size for each of them."""
-        waiting, ends = list(self.guards), []
+        waiting = list(self.guards)
+        ends: list[int] = []
         for size in sizes:
             if not waiting or len(ends) == MOST_ENDS:
                 break

@@ -118,7 +118,7 @@ def _overwritten(program: ExportedProgram) -> Overwritten | None:
 
 
 def _storage(value: torch.Tensor) -> int:
-    return value.untyped_storage()._cdata
+    return int(value.untyped_storage()._cdata)
 
 
 def _geometry(node: fx.Node) -> tuple[Any, ...]:

@@ -110,7 +110,7 @@ def _cast(rewriter: Rewriter, node: fx.Node) -> Any:
     return rewriter.call(node, torch.ops.prims.convert_element_type.default, node.args[0], value.dtype)
 
 
-BITWISE = {
+SAME: dict[Any, Any] = {
     aten.__and__.Tensor: aten.bitwise_and.Tensor,
     aten.__and__.Scalar: aten.bitwise_and.Tensor,
     aten.__or__.Tensor: aten.bitwise_or.Tensor,
@@ -136,9 +136,10 @@ BITWISE = {
 """Other names and overloads of the same arithmetic."""
 
 
-@rule(*BITWISE, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
+@rule(*SAME, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 def _arithmetic(rewriter: Rewriter, node: fx.Node) -> Any:
-    target = BITWISE.get(node.target, node.target)
+    given: Any = node.target
+    target = SAME.get(given, given)
     first, second = node.args[:2]
     unchanged = 1 if target in (aten.mul.Tensor, aten.div.Tensor) else 0 if _is_integral(node) else None
     if (
