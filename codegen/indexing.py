@@ -79,6 +79,8 @@ class Ranges:
             return self.divide(self.divide(value, coefficient), rest)
         if value.is_Integer and divisor.is_Integer:
             return sympy.Integer(int(value) // int(divisor))
+        if divisor.is_Integer and value.func is Quotient and value.args[1].is_Integer:
+            return self.divide(value.args[0], value.args[1] * divisor)
         whole, rest = sympy.Integer(0), sympy.Integer(0)
         for term in sympy.Add.make_args(value):
             quotient = sympy.cancel(term / divisor)
@@ -86,6 +88,9 @@ class Ranges:
                 whole += quotient
             else:
                 rest += term
+        if whole != 0 and not _never_negative(rest):
+            # What is left after the multiples could be negative, and a kernel's division rounds towards 0.
+            whole, rest = sympy.Integer(0), value
         if rest == 0 or self.below(rest, divisor):
             return sympy.expand(whole)
         if rest.func is Quotient and rest.args[1].is_Integer and divisor.is_Integer:
@@ -95,6 +100,11 @@ class Ranges:
     def remainder(self, value: Any, divisor: Any) -> Index:
         """Return value mod divisor."""
         return sympy.expand(value - divisor * self.divide(value, divisor))
+
+
+def _never_negative(value: Index) -> bool:
+    """Whether all terms of an expression are positive."""
+    return all(not term.as_coeff_Mul()[0].is_negative for term in sympy.Add.make_args(value))
 
 
 def is_positive(value: Index) -> bool:
