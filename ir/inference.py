@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
 _MEMO = "graphwright_inferred"
 """Attribute of a fake mode: what was inferred in it, by target and arguments."""
@@ -25,7 +26,8 @@ def infer_value(node: fx.Node, mode: Any) -> Any:
     key = call_key(node)
     if key not in memo:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        with mode, torch.no_grad():
+        # Operations made of others need Python's dispatcher to see symbolic sizes through.
+        with mode, enable_python_dispatcher(), torch.no_grad():
             value = node.target(*args, **kwargs)  # type: ignore[operator]
         if has_new_symbols(value):
             # Every inference makes new symbols for sizes that depend on values.

@@ -82,7 +82,7 @@ def written_attention(program: Program, softmax: fx.Node) -> Written | str | Non
     rank = source.meta["val"].dim()
     if rank not in (3, 4) or int(softmax.args[1]) % rank != rank - 1 or not _leads_to_product(source):  # type: ignore[arg-type]
         return None
-    scores = _Scores(program, source)
+    scores = _Scores(program, softmax)
     reason = scores.walk()
     if reason is not None:
         return reason
@@ -105,9 +105,9 @@ def written_attention(program: Program, softmax: fx.Node) -> Written | str | Non
 class _Scores:
     """The walk from the softmax's input back to the product of queries and keys."""
 
-    def __init__(self, program: Program, node: fx.Node) -> None:
+    def __init__(self, program: Program, softmax: fx.Node) -> None:
         self.program = program
-        self.node = node
+        self.node = softmax
         self.scale = 1.0
         self.softcap = 0.0
         self.masks: list[Mask] = []
@@ -117,16 +117,17 @@ class _Scores:
 
     def walk(self) -> str | None:
         """Go to the product; return why that is not possible, None if it was."""
+        inner: Any = self.node.args[0]
         for _ in range(LONGEST):
+            others = [user for user in inner.users if user is not self.node]
+            if any(not _is_largest(user, inner) for user in others):
+                return "the scores are used elsewhere"
+            self.node = inner
             if is_call(self.node, *PRODUCT):
                 return self._product()
             inner = self._step(self.node)
             if inner is None:
                 return f"%{self.node.name}, {operation_name(self.node.target)} of scores, is not understood"
-            others = [user for user in inner.users if user is not self.node]
-            if any(not _is_largest(user, inner) for user in others):
-                return "the scores are used elsewhere"
-            self.node = inner
         return "too much is done to the scores"
 
     def found(self) -> Written:

@@ -214,9 +214,10 @@ def _followed(program: Program, found: Normalised) -> Normalised:
         if user is None:
             return found
         if is_call(user, CAST):
-            if found.centred is not None or found.cast is not None or dtype_of(user) != dtype_of(origin):
-                return found
             if dtype_of(found.end) == dtype_of(user):
+                found = replace(found, end=user)
+                continue
+            if found.centred is not None or found.cast is not None or dtype_of(user) != dtype_of(origin):
                 return found
             found = replace(found, end=user, cast=found.weight is None)
             continue
@@ -263,6 +264,8 @@ def _is_per_feature(node: Any, like: fx.Node) -> bool:
 def _decision(found: Normalised) -> Decision:
     # With the value cast back, the norm starts from the value as it was before it was cast.
     start = without_casts(found.x) if found.cast is not None else found.x
+    while is_call(start, CAST) and dtype_of(start.args[0]) == dtype_of(start):
+        start = start.args[0]
     weight = found.weight.name if found.weight is not None else None
     if found.centred is not None:
         bias = found.bias.name if found.bias is not None else None
