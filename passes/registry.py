@@ -23,6 +23,7 @@ PASSES: dict[str, str] = {
     "constant-folding": "graphwright.passes.cleanup.constant_folding:ConstantFolding",
     "dead-code": "graphwright.passes.cleanup.dead_code:DeadCode",
     "fuse-projections": "graphwright.passes.fusing.projections:FuseProjections",
+    "known-tables": "graphwright.passes.cleanup.known_tables:KnownTables",
     "raise-attention": "graphwright.passes.raising.attention:RaiseAttention",
     "raise-gelu": "graphwright.passes.raising.gelu:RaiseGelu",
     "raise-glu": "graphwright.passes.raising.glu:RaiseGlu",
@@ -66,7 +67,7 @@ def parse_pass(text: str) -> Pass:
     Raises:
         OptionError: the pass or an option is unknown, or a value is not of the option's type.
     """
-    name, _, rest = text.strip().partition(":")
+    name, _, rest = (part.strip() for part in text.partition(":"))
     cls = pass_class(name)
     hints = typing.get_type_hints(cls)
     known = [f.name for f in dataclasses.fields(cls)]

@@ -259,12 +259,12 @@ def test_declines(builder, run) -> None:
     ]
     outcome = run("raise-attention", b.program(*results))
     assert outcome.plan.decisions == ()
-    assert outcome.reasons == [
+    assert set(outcome.reasons) == {
         "dropout is active",
         "the attention weights are used elsewhere",
         "the scores are used elsewhere",
         f"%{odd.name}, mul of scores, is not understood",
-    ]
+    }
 
 
 def test_an_edited_plan_is_obeyed(builder, run) -> None:
