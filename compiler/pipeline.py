@@ -28,6 +28,7 @@ DEFAULT_PASSES: tuple[str, ...] = (
     "redundant-layout",
     "common-subexpressions",
     "constant-folding",
+    "known-tables",
     "fuse-projections",
     "split-bias",
     "dead-code",
