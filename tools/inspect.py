@@ -110,6 +110,7 @@ def _ir(compiled: Compiled, stage: str, changed: bool) -> dict[str, Any]:
     """Return the text of a stage: `stage`, `text`, and `diff` to the stage before if only changes are wanted."""
     records = compiled.report.records
     place = len(records) - 1 if stage == FINAL else find_record(compiled, stage, "--ir")
+    text: str | None
     if stage == FINAL:
         text, before = compiled.graph, _text_before(records, 1)
     else:

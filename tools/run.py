@@ -138,14 +138,14 @@ def _tokenised(compiled: Compiled, how: ModelOptions) -> dict[str, torch.Tensor]
 
 def call(compiled: Compiled, tensors: list[torch.Tensor], times: int) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Return the tensors that a call returns, by name, and the wall time of each of `times` calls in microseconds."""
-    from graphwright.sampling import Call
+    from graphwright.ir.containers import build
 
-    signature = signature_of(compiled)
-    caller = Call(signature.parameters, dict(signature.arguments), tuple(spec.name for spec in signature.tensors))
+    # By name every argument can be passed, those of a `*args` too.
+    arguments = {name: build(structure, tensors) for name, structure in signature_of(compiled).arguments.items()}
     result, times_us = None, []
     for _ in range(times):
         start = time.perf_counter_ns()
-        result = caller(compiled, tensors)  # type: ignore[arg-type]
+        result = compiled(**arguments)
         times_us.append((time.perf_counter_ns() - start) / 1000)
     return tensors_of(result), times_us
 
