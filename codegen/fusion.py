@@ -19,7 +19,8 @@ from torch import fx
 from graphwright.ir.program import Program
 
 from .indexing import product
-from .lowering import GENERATORS, POINTWISE, REDUCED_DIMS, REDUCTIONS, VIEWS
+from .lowering import GENERATORS, LOOKUPS, POINTWISE, REDUCED_DIMS, REDUCTIONS, VIEWS
+from .lowering.lookups import indices_of, is_known
 
 _SUPPORTED = {
     torch.bool,
@@ -110,6 +111,8 @@ class Fusion:
             return "generator"
         if node.target in POINTWISE:
             return "loop"
+        if node.target in LOOKUPS:
+            return "loop" if is_known(indices_of(node)) else "external"
         return "loop" if node.target in REDUCTIONS and self._trailing(node) else "external"
 
     def _fits(self, node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ import sympy
 import torch
 
 from .indexing import Index, contiguous_strides, product, text
-from .kernel_text import COMBINED, OPERATIONS, dtype_text, identity_of, number_text
+from .kernel_text import COMBINED, OPERATIONS, TYPED, dtype_text, identity_of, number_text
 from .tiling import Segment, Tiling, choose
 from .values import COLUMN, Value, Values
 
@@ -313,7 +313,18 @@ class _Writer:
         if value.payload == "not":
             (x,) = value.args
             return (f"{self._text(x)} == 0" if x.dtype is torch.bool else f"~{self._text(x)}"), False
-        return OPERATIONS[value.payload].format(*(self._text(a) for a in value.args)), False
+        return OPERATIONS[value.payload].format(*self._operands(value)), False
+
+    def _operands(self, value: Value) -> list[str]:
+        """Return the texts of an operation's operands; numbers take the dtype of what they stand beside, if anything does."""
+        texts = [self._text(a) for a in value.args]
+        numbers = value.args[1:] if value.payload == "where" else value.args
+        if all(a.kind == "constant" for a in numbers) or value.payload in TYPED:
+            texts = [self._typed(a, t) if a.kind == "constant" else t for a, t in zip(value.args, texts, strict=True)]
+        return texts
+
+    def _typed(self, constant: Value, written: str) -> str:
+        return f"tl.full([], {written}, {dtype_text(constant.dtype)})"
 
     def _cast(self, value: Value) -> str:
         (x,) = value.args
@@ -321,7 +332,7 @@ class _Writer:
         dtype = getattr(torch, narrow)
         operand = self._text(x)
         if x.kind == "constant":
-            operand = f"tl.full([1], {operand}, {dtype_text(x.dtype)})"
+            operand = self._typed(x, operand)
         result = f"{operand}.to({dtype_text(dtype)})"
         return result if dtype is value.dtype else f"{result}.to({dtype_text(value.dtype)})"
 

@@ -52,8 +52,12 @@ OPERATIONS = {
     "expm1": "libdevice.expm1({})",
     "log1p": "libdevice.log1p({})",
     "log10": "libdevice.log10({})",
+    "fmod": "libdevice.fmod({}, {})",
     "pow": "libdevice.pow({}, {})",
 }
+
+TYPED = {name for name, text in OPERATIONS.items() if text.startswith("libdevice.")}
+"""Operations whose operands must all have a dtype, numbers included."""
 
 IDENTITIES = {"sum": 0, "max": -math.inf, "min": math.inf, "max_nan": -math.inf, "min_nan": math.inf, "any": 0, "all": 1}
 """What a reduction starts with."""

@@ -14,7 +14,7 @@ from torch import fx
 from graphwright.ir.errors import LoweringError
 from graphwright.ir.program import Program
 
-from .indexing import Index, Ranges, product, unflatten
+from .indexing import Index, Ranges, is_positive, product, unflatten
 from .lowering import REDUCED_DIMS, lowering_of
 from .values import COLUMN, Value, Values, held_dtype
 
@@ -137,6 +137,21 @@ class GraphReader:
         shape = self.shape(arg)
         own = index[len(index) - len(shape) :] if shape else ()
         return self.value(arg, tuple(sympy.Integer(0) if n == 1 else i for i, n in zip(own, shape, strict=True)))
+
+    def largest(self, expression: Index) -> Index | None:
+        """Return the largest that an index can be, None if it is not known or may be negative."""
+        if any(term.as_coeff_Mul()[0].is_negative for term in sympy.Add.make_args(expression)):
+            return None
+        return self.values.ranges.largest(expression)
+
+    def below(self, value: Index, bound: Any) -> bool:
+        """Whether a size is less than another whatever the dimensions are."""
+        room = sympy.expand(bound - value)
+        for dimension in self.program.dimensions.values():
+            # The larger the dimension, the smaller the room: it counts with the most that it may be.
+            if dimension.high is not None and room.coeff(dimension.symbol).is_negative:
+                room = sympy.expand(room.xreplace({dimension.symbol: sympy.Integer(dimension.high)}))
+        return is_positive(room)
 
     def reduce(self, kind: str, node: fx.Node, sizes: Sequence[Any], body: Callable[[tuple[Index, ...]], Value]) -> Value:
         """Return a reduction of `body` over trailing dimensions of these sizes.

@@ -45,6 +45,12 @@ def held_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def _wrapped(number: Any, dtype: torch.dtype) -> int:
+    """Return a number as an integer of a dtype, which as many bits as fit stand for."""
+    limits = torch.iinfo(dtype)
+    return (int(number) - limits.min) % (limits.max - limits.min + 1) + limits.min
+
+
 class Values:
     """Makes the values of one kernel.
 
@@ -62,7 +68,7 @@ class Values:
     def constant(self, number: Any, dtype: torch.dtype) -> Value:
         """Return a constant."""
         dtype = held_dtype(dtype)
-        number = bool(number) if dtype is torch.bool else float(number) if dtype.is_floating_point else int(number)
+        number = bool(number) if dtype is torch.bool else float(number) if dtype.is_floating_point else _wrapped(number, dtype)
         return self._make("constant", dtype, (), number, False, repr(number))
 
     def index(self, expression: Any) -> Value:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from . import dialect, pointwise, reductions, views
-from .registry import GENERATORS, POINTWISE, REDUCED_DIMS, REDUCTIONS, VIEWS, Reader, arguments, lowering_of
+from . import dialect, division, pointwise, reductions, views
+from .registry import GENERATORS, LOOKUPS, POINTWISE, REDUCED_DIMS, REDUCTIONS, VIEWS, Reader, arguments, lowering_of
 
 __all__ = [
     "GENERATORS",
+    "LOOKUPS",
     "POINTWISE",
     "REDUCED_DIMS",
     "REDUCTIONS",
@@ -14,6 +15,8 @@ __all__ = [
     "Reader",
     "arguments",
     "dialect",
+    "lookups",
+    "division",
     "lowering_of",
     "pointwise",
     "reductions",

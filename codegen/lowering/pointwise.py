@@ -12,15 +12,9 @@ from torch import fx
 
 from graphwright.codegen.indexing import Index
 from graphwright.codegen.values import Value, Values, held_dtype
-from .registry import POINTWISE, Reader, arguments, dtype_of, register
+from .registry import POINTWISE, Reader, arguments, dtype_of, operands, register
 
 aten = torch.ops.aten
-
-
-def _operands(
-    reader: Reader, node: fx.Node, index: tuple[Index, ...], args: tuple[Any, ...], dtype: torch.dtype
-) -> list[Value]:
-    return [reader.values.cast(reader.broadcast(arg, index), held_dtype(dtype)) for arg in args]
 
 
 def _common_dtype(args: tuple[Any, ...]) -> torch.dtype:
@@ -40,15 +34,15 @@ def _common_dtype(args: tuple[Any, ...]) -> torch.dtype:
 Formula = Callable[..., Value]
 
 
-def _arithmetic(names: tuple[str, ...], formula: Formula, *targets: Any) -> None:
+def _arithmetic(names: tuple[str, ...], formula: Formula, *targets: Any, rounded: bool = False) -> None:
     """Enter an operation that computes in its result's dtype; `names` are the operands in the schema."""
 
     @register(POINTWISE, *targets)
     def lower(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
         given = arguments(node)
         dtype = dtype_of(node)
-        operands = _operands(reader, node, index, tuple(given[n] for n in names), dtype)
-        return formula(reader.values, held_dtype(dtype), given, *operands)
+        given_values = operands(reader, index, tuple(given[n] for n in names), dtype, rounded=rounded)
+        return formula(reader.values, held_dtype(dtype), given, *given_values)
 
 
 def _comparison(name: str, *targets: Any) -> None:
@@ -56,7 +50,7 @@ def _comparison(name: str, *targets: Any) -> None:
     def lower(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
         given = (node.args[0], node.args[1])
         dtype = _common_dtype(given)
-        return reader.values.op(name, torch.bool, *_operands(reader, node, index, given, dtype))
+        return reader.values.op(name, torch.bool, *operands(reader, index, given, dtype, rounded=True))
 
 
 def _unary(name: str, *targets: Any) -> None:
@@ -86,13 +80,20 @@ for _name, _targets in {
     "erf": (aten.erf.default,),
     "erfc": (aten.erfc.default,),
     "abs": (aten.abs.default,),
-    "floor": (aten.floor.default,),
-    "ceil": (aten.ceil.default,),
-    "trunc": (aten.trunc.default,),
-    "round": (aten.round.default,),
     "sigmoid": (aten.sigmoid.default,),
 }.items():
     _unary(_name, *_targets)
+
+
+def _rounding(name: str, *targets: Any) -> None:
+    """Enter an operation that leaves integers as they are."""
+    _arithmetic(("self",), lambda v, dtype, _, x: v.op(name, dtype, x) if dtype.is_floating_point else x, *targets)
+
+
+_rounding("floor", aten.floor.default)
+_rounding("ceil", aten.ceil.default)
+_rounding("trunc", aten.trunc.default)
+_rounding("round", aten.round.default)
 
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     _comparison(_name, getattr(aten, _name).Tensor, getattr(aten, _name).Scalar)
@@ -109,9 +110,14 @@ _arithmetic(
     lambda v, t, g, x, y: v.op("or" if t is torch.bool else "add", t, x, _scaled(v, t, g, y)),
     aten.add.Tensor,
     aten.add.Scalar,
+    rounded=True,
 )
-_arithmetic(_BOTH, lambda v, t, g, x, y: v.op("sub", t, x, _scaled(v, t, g, y)), aten.sub.Tensor, aten.sub.Scalar)
-_arithmetic(_BOTH, lambda v, t, g, x, y: v.op("sub", t, y, _scaled(v, t, g, x)), aten.rsub.Tensor, aten.rsub.Scalar)
+_arithmetic(
+    _BOTH, lambda v, t, g, x, y: v.op("sub", t, x, _scaled(v, t, g, y)), aten.sub.Tensor, aten.sub.Scalar, rounded=True
+)
+_arithmetic(
+    _BOTH, lambda v, t, g, x, y: v.op("sub", t, y, _scaled(v, t, g, x)), aten.rsub.Tensor, aten.rsub.Scalar, rounded=True
+)
 _arithmetic(_BOTH, lambda v, t, g, x, y: v.op("and" if t is torch.bool else "mul", t, x, y), aten.mul.Tensor, aten.mul.Scalar)
 _arithmetic(_BOTH, lambda v, t, g, x, y: v.op("div", t, x, y), aten.div.Tensor, aten.div.Scalar)
 _arithmetic(_BOTH, lambda v, t, g, x, y: _maximum(v, t, x, y), aten.maximum.default)
@@ -205,11 +211,13 @@ def activation(v: Values, name: str, dtype: torch.dtype, x: Value) -> Value | No
 def _clamp(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
     given, dtype, v = arguments(node), dtype_of(node), reader.values
     held = held_dtype(dtype)
-    (result,) = _operands(reader, node, index, (given["self"],), dtype)
-    if given.get("min") is not None:
-        result = _at_least(v, held, result, *_operands(reader, node, index, (given["min"],), dtype))
-    if given.get("max") is not None:
-        result = _at_most(v, held, result, *_operands(reader, node, index, (given["max"],), dtype))
+    (result,) = operands(reader, index, (given["self"],), dtype)
+    for name, plain, exact in (("min", _at_least, _maximum), ("max", _at_most, _minimum)):
+        if given.get(name) is not None:
+            (bound,) = operands(reader, index, (given[name],), dtype)
+            # A bound that is NaN is the result.
+            known = bound.kind == "constant" and bound.payload == bound.payload
+            result = (plain if known else exact)(v, held, result, bound)
     return result
 
 
@@ -218,12 +226,12 @@ def _pow(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
     given, dtype, v = arguments(node), dtype_of(node), reader.values
     held = held_dtype(dtype)
     exponent = given["exponent"]
-    base, power = _operands(reader, node, index, (given["self"], exponent), dtype)
+    base, power = operands(reader, index, (given["self"], exponent), dtype)
     if exponent == 0.5 and held.is_floating_point:
         return v.op("sqrt", held, base)
     if exponent == -0.5 and held.is_floating_point:
         return v.op("rsqrt", held, base)
-    if isinstance(exponent, int | float) and exponent == int(exponent) and 0 <= exponent <= 8:
+    if isinstance(exponent, int | float) and 0 <= exponent <= 8 and exponent == int(exponent):
         result = v.constant(1, held) if exponent == 0 else base
         for _ in range(int(exponent) - 1):
             result = v.op("mul", held, result, base)
@@ -244,54 +252,23 @@ def _no_lowering(node: fx.Node, what: str) -> Value:
 @register(POINTWISE, aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
 def _where(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
     condition, x, y = node.args
-    (chosen,) = _operands(reader, node, index, (condition,), torch.bool)
-    operands = _operands(reader, node, index, (x, y), dtype_of(node))
-    return reader.values.op("where", held_dtype(dtype_of(node)), chosen, *operands)
+    (chosen,) = operands(reader, index, (condition,), torch.bool)
+    either = operands(reader, index, (x, y), dtype_of(node))
+    return reader.values.op("where", held_dtype(dtype_of(node)), chosen, *either)
 
 
 @register(POINTWISE, aten.masked_fill.Scalar, aten.masked_fill.Tensor)
 def _masked_fill(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
     x, mask, fill = node.args
-    (chosen,) = _operands(reader, node, index, (mask,), torch.bool)
-    operands = _operands(reader, node, index, (fill, x), dtype_of(node))
-    return reader.values.op("where", held_dtype(dtype_of(node)), chosen, *operands)
+    (chosen,) = operands(reader, index, (mask,), torch.bool)
+    either = operands(reader, index, (fill, x), dtype_of(node))
+    return reader.values.op("where", held_dtype(dtype_of(node)), chosen, *either)
 
 
 @register(POINTWISE, torch.ops.prims.convert_element_type.default)
 def _convert(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
     # Widening back what was narrowed keeps the narrow rounding; a store to a half-precision buffer rounds by itself.
     return reader.values.cast(reader.value(node.args[0], index), dtype_of(node))
-
-
-@register(POINTWISE, aten.floor_divide.default, aten.div.Tensor_mode, aten.div.Scalar_mode)
-def _rounded_division(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
-    given, dtype, v = arguments(node), held_dtype(dtype_of(node)), reader.values
-    mode = given.get("rounding_mode", "floor")
-    x, y = _operands(reader, node, index, (given["self"], given["other"]), dtype)
-    if mode is None:
-        return v.op("div", dtype, x, y)
-    if dtype.is_floating_point:
-        return v.op("floor" if mode == "floor" else "trunc", dtype, v.op("div", dtype, x, y))
-    quotient = v.op("truncdiv", dtype, x, y)
-    return quotient if mode == "trunc" else v.op("sub", dtype, quotient, v.cast(_rounds_down(v, dtype, x, y), dtype))
-
-
-def _rounds_down(v: Values, dtype: torch.dtype, x: Value, y: Value) -> Value:
-    """Whether truncated division of integers is above the floor: there is a remainder, and it has the other sign."""
-    zero, rest = v.constant(0, dtype), v.op("truncmod", dtype, x, y)
-    opposite = v.op("ne", torch.bool, v.op("lt", torch.bool, rest, zero), v.op("lt", torch.bool, y, zero))
-    return v.op("and", torch.bool, v.op("ne", torch.bool, rest, zero), opposite)
-
-
-@register(POINTWISE, aten.remainder.Tensor, aten.remainder.Scalar)
-def _remainder(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
-    given, dtype, v = arguments(node), held_dtype(dtype_of(node)), reader.values
-    x, y = _operands(reader, node, index, (given["self"], given["other"]), dtype)
-    if dtype.is_floating_point:
-        floor = v.op("floor", dtype, v.op("div", dtype, x, y))
-        return v.op("sub", dtype, x, v.op("mul", dtype, floor, y))
-    rest = v.op("truncmod", dtype, x, y)
-    return v.op("where", dtype, _rounds_down(v, dtype, x, y), v.op("add", dtype, rest, y), rest)
 
 
 @register(POINTWISE, aten.isnan.default)
@@ -303,6 +280,8 @@ def _isnan(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
 @register(POINTWISE, aten.isinf.default)
 def _isinf(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
     x = reader.value(node.args[0], index)
+    if not x.dtype.is_floating_point:
+        return reader.values.constant(False, torch.bool)
     size = reader.values.op("abs", x.dtype, x)
     return reader.values.op("eq", torch.bool, size, reader.values.constant(math.inf, x.dtype))
 

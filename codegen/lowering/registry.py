@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from graphwright.codegen.indexing import Index
-from graphwright.codegen.values import Value, Values
+from graphwright.codegen.values import Value, Values, held_dtype
 
 
 class Reader(Protocol):
@@ -28,6 +28,12 @@ class Reader(Protocol):
 
     def size(self, value: Any) -> Any:
         """Return a number, a symbolic number, or the node of one, as a size."""
+
+    def largest(self, expression: Index) -> Index | None:
+        """Return the largest that an index can be, None if it is not known or may be negative."""
+
+    def below(self, value: Index, bound: Any) -> bool:
+        """Whether a size is less than another whatever the dimensions are."""
 
     def reduce(self, kind: str, node: fx.Node, sizes: Sequence[Any], body: Callable[[tuple[Index, ...]], Value]) -> Value:
         """Return a reduction of `body` over trailing dimensions of these sizes."""
@@ -50,6 +56,9 @@ GENERATORS: dict[Any, Lowering] = {}
 REDUCTIONS: dict[Any, Lowering] = {}
 """Operations that take whole rows of their first operand."""
 
+LOOKUPS: dict[Any, Lowering] = {}
+"""Operations that read where a tensor of indices says; in loops only where the indices follow from the element's own index."""
+
 REDUCED_DIMS: dict[Any, Callable[[fx.Node], Sequence[int]]] = {}
 """For each of REDUCTIONS: the dimensions of the first operand that it takes whole."""
 
@@ -67,7 +76,7 @@ def register(table: dict[Any, Lowering], *targets: Any) -> Callable[[Lowering], 
 
 def lowering_of(node: fx.Node) -> Lowering | None:
     """Return the loop lowering of a call, None if there is none."""
-    for table in (POINTWISE, VIEWS, GENERATORS, REDUCTIONS):
+    for table in (POINTWISE, VIEWS, GENERATORS, REDUCTIONS, LOOKUPS):
         if node.target in table:
             return table[node.target]
     return None
@@ -91,3 +100,20 @@ def dtype_of(node: fx.Node) -> torch.dtype:
     """Return the dtype of a node's value."""
     dtype: torch.dtype = node.meta["val"].dtype
     return dtype
+
+
+def operands(
+    reader: Reader, index: tuple[Index, ...], args: Sequence[Any], dtype: torch.dtype, *, rounded: bool = False
+) -> list[Value]:
+    """Return operands, broadcast to an index of the result, in the dtype that numbers of `dtype` are computed in.
+
+    Args:
+        reader: knows their values.
+        index: of the result.
+        args: nodes and plain numbers.
+        dtype: common to all of them.
+        rounded: round plain numbers to `dtype`, as PyTorch does for some operations before it computes in float32.
+    """
+    if rounded and held_dtype(dtype) is not dtype:
+        args = [float(torch.tensor(arg, dtype=dtype)) if isinstance(arg, int | float) else arg for arg in args]
+    return [reader.values.cast(reader.broadcast(arg, index), held_dtype(dtype)) for arg in args]
