@@ -72,7 +72,8 @@ def has_new_symbols(value: Any) -> bool:
 
 def is_data_dependent(symbol: Any) -> bool:
     """Return whether a symbol stands for a number that depends on what tensors hold."""
-    return symbol.name.startswith(("u", "zuf")) and symbol.name.lstrip("zuf").isdigit()
+    name = str(symbol.name)
+    return name.startswith(("u", "zuf")) and name.lstrip("zuf").isdigit()
 
 
 def _size(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sympy
 import torch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .records import PassRecord
     from .signature import Signature
 
-Size = int | sympy.Expr
+Size: TypeAlias = int | sympy.Expr
 """A size: a number, or an expression of the program's dimensions."""
 
 
@@ -83,7 +83,8 @@ class Program:
     @property
     def output(self) -> fx.Node:
         """The output node."""
-        return next(node for node in reversed(self.graph.nodes) if node.op == "output")
+        output: fx.Node = next(node for node in reversed(self.graph.nodes) if node.op == "output")
+        return output
 
     @property
     def results(self) -> tuple[Any, ...]:

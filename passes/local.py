@@ -78,7 +78,7 @@ class Places:
         Raises:
             PlanError: there is no such node.
         """
-        node = self._nodes.get(name)
+        node: fx.Node | None = self._nodes.get(name)
         if node is None:
             raise PlanError(f"{self._pass_name}: the plan names %{name}, which is not in the graph: plan again")
         return node

@@ -24,6 +24,7 @@ PASSES: dict[str, str] = {
     "dead-code": "graphwright.passes.cleanup.dead_code:DeadCode",
     "fuse-projections": "graphwright.passes.fusing.projections:FuseProjections",
     "known-tables": "graphwright.passes.cleanup.known_tables:KnownTables",
+    "pack-tokens": "graphwright.passes.packing.pack_tokens:PackTokens",
     "raise-attention": "graphwright.passes.raising.attention:RaiseAttention",
     "raise-gelu": "graphwright.passes.raising.gelu:RaiseGelu",
     "raise-glu": "graphwright.passes.raising.glu:RaiseGlu",

@@ -19,7 +19,8 @@ NAMESPACE = "graphwright"
 FlopsFormula = Callable[["Program", "fx.Node"], "int | sympy.Expr"]
 """The floating point operations of one call, in the program's dimensions."""
 
-_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+# PyTorch's own annotations are incomplete here.
+_LIBRARY: Any = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 _DEFINED: dict[str, Operation] = {}
 
 
@@ -70,4 +71,4 @@ def computed_in(dtype: torch.dtype) -> torch.dtype:
 
 def expect(condition: Any, message: str) -> None:
     """Raise if arguments of an operation do not fit; a condition on a dimension becomes a fact about it."""
-    torch._check(condition, lambda: message)
+    torch._check(condition, lambda: message)  # type: ignore[no-untyped-call]

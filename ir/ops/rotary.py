@@ -51,7 +51,7 @@ def _fake(
     expect(count <= x.shape[-1], f"{count} features cannot be rotated of {x.shape[-1]}")
     for table in (cos, sin):
         expect(table.shape[-1] == count, f"the table has {table.shape[-1]} features, {count} are rotated")
-    shape = torch.broadcast_shapes(x.shape[:-1], cos.shape[:-1], sin.shape[:-1])
+    shape: torch.Size = torch.broadcast_shapes(x.shape[:-1], cos.shape[:-1], sin.shape[:-1])  # type: ignore[no-untyped-call]
     dtype = torch.promote_types(torch.promote_types(x.dtype, cos.dtype), sin.dtype)
     return x.new_empty((*shape, x.shape[-1]), dtype=dtype)
 

@@ -165,7 +165,7 @@ def _expand(program: Program, node: fx.Node) -> Decision | None:
 
 def _bounds(program: Program, node: fx.Node) -> tuple[int, Size, Size] | None:
     """Return dimension, start and end of a slice with step 1; None where they are not known."""
-    arguments = [*node.args, *([0, None, None, 1][len(node.args) - 1 :])]
+    arguments: list[Any] = [*node.args, *([0, None, None, 1][len(node.args) - 1 :])]
     dim, start, end, step = arguments[1:5]
     value = node.meta["val"]
     dim = int(dim) % value.dim()
@@ -207,7 +207,8 @@ def _slice(program: Program, node: fx.Node) -> Decision | None:
 
 def _cat(program: Program, node: fx.Node) -> Decision | None:
     parts: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
-    dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % node.meta["val"].dim()  # type: ignore[arg-type]
+    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    dim = int(given) % node.meta["val"].dim()
     dtype = node.meta["val"].dtype
     kept = [part for part in parts if program.shape(part) != (0,) and program.shape(part)[dim] != 0]
     # An empty part takes part in type promotion.

@@ -87,7 +87,7 @@ class RaiseAttention(LocalPass):
 def _called(node: fx.Node) -> Written | str:
     """Return what a call of PyTorch's function computes, or why it is left alone."""
     names = [argument.name for argument in SDPA._schema.arguments]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     q, k, v = given["query"], given["key"], given["value"]
     if given.get("dropout_p"):
         return "dropout is active"

@@ -290,7 +290,17 @@ def _core_and_mask(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
 
 def _leads_to_product(node: Any) -> bool:
     """Return whether a value looks like scores: a product of two tensors is at its root."""
-    steps = (CAST, *MUL, *DIV, *ADD, *SUB, *RESHAPE, aten.tanh.default, aten.where.self, aten.where.ScalarOther)
+    steps: tuple[Any, ...] = (
+        CAST,
+        *MUL,
+        *DIV,
+        *ADD,
+        *SUB,
+        *RESHAPE,
+        aten.tanh.default,
+        aten.where.self,
+        aten.where.ScalarOther,
+    )
     steps = (*steps, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.maximum.default, aten.max.other, aten.cat.default)
     for _ in range(LONGEST):
         if is_call(node, *PRODUCT):

@@ -13,11 +13,11 @@ from graphwright.ir import dialect
 from graphwright.ir.ops.definition import computed_in
 from graphwright.ir.program import Program, calls
 from graphwright.passes.base import Context, Decision, Fidelity, Refusal
+from graphwright.passes.cleanup.redundant_casts import CAST
 from graphwright.passes.local import LocalPass, Places
 
 from .matching import (
     ADD,
-    CAST,
     DIV,
     MUL,
     SUB,
@@ -130,9 +130,10 @@ def _normalised(program: Program, node: fx.Node) -> Normalised | Refusal | None:
             if root is not None and isinstance(value, fx.Node):
                 return _of(program, node, value, root)
     elif is_call(node, *DIV) and is_call(node.args[1], aten.sqrt.default):
-        value, root = node.args[0], node.args[1].args[0]  # type: ignore[union-attr]
-        if isinstance(value, fx.Node) and isinstance(root, fx.Node):
-            return _of(program, node, value, root)
+        divisor: Any = node.args[1]
+        value, radicand = node.args[0], divisor.args[0]
+        if isinstance(value, fx.Node) and isinstance(radicand, fx.Node):
+            return _of(program, node, value, radicand)
     return None
 
 
@@ -229,7 +230,7 @@ def _followed(program: Program, found: Normalised) -> Normalised:
             found = replace(found, end=user, weight=weight[0], offset=weight[1])
             continue
         if is_call(user, *ADD) and found.centred is not None and found.bias is None:
-            bias = next((b for a, b in either_order(user) if a is found.end), None)
+            bias: Any = next((b for a, b in either_order(user) if a is found.end), None)
             if not _is_per_feature(bias, found.end) or dtype_of(bias) != dtype_of(found.end):
                 return found
             found = replace(found, end=user, bias=bias)
@@ -263,7 +264,7 @@ def _is_per_feature(node: Any, like: fx.Node) -> bool:
 
 def _decision(found: Normalised) -> Decision:
     # With the value cast back, the norm starts from the value as it was before it was cast.
-    start = without_casts(found.x) if found.cast is not None else found.x
+    start: Any = without_casts(found.x) if found.cast is not None else found.x
     while is_call(start, CAST) and dtype_of(start.args[0]) == dtype_of(start):
         start = start.args[0]
     weight = found.weight.name if found.weight is not None else None

@@ -83,7 +83,7 @@ class _Rotation:
 def _decision(program: Program, node: fx.Node, found: _Rotation) -> Decision:
     last, rotated, end = node, None, found.end
     user = only_user(node)
-    if is_call(user, aten.cat.default) and _is_last(user, _cat_dim(user)):
+    if user is not None and is_call(user, aten.cat.default) and _is_last(user, _cat_dim(user)):
         parts: Any = user.args[0]
         rest = _features(parts[1]) if len(parts) == 2 and parts[0] is node else None
         # The tables may not add dimensions that the other features lack.
@@ -198,7 +198,8 @@ def _slice(node: Any) -> tuple[fx.Node, int, int, int] | None:
     """Return source, start, end and step of a slice of the last dimension at numbers."""
     if not is_call(node, aten.slice.Tensor):
         return None
-    source, dim, start, end, step = [*node.args, *(None, 0, None, None, 1)[len(node.args) :]]
+    arguments: Any = [*node.args, *(None, 0, None, None, 1)[len(node.args) :]]
+    source, dim, start, end, step = arguments
     size = source.meta["val"].shape[-1]
     if not _is_last(source, dim) or not isinstance(size, int):
         return None
