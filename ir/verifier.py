@@ -12,10 +12,12 @@ import sympy
 import torch
 from torch import fx
 
+from .containers import Container, Leaf, Structure
 from .diagnostics import at_node
 from .errors import VerifyError
 from .inference import infer_value, is_checked, is_data_dependent, mark_checked
 from .program import Program
+from .signature import Signature
 
 SIZE_FUNCTIONS = frozenset(
     {
@@ -157,7 +159,7 @@ def _shape(program: Program) -> Iterator[tuple[str, fx.Node | None]]:
 
 @_rule("signature")
 def _signature(program: Program) -> Iterator[tuple[str, fx.Node | None]]:
-    """The placeholders come first, each with its own name; results are nodes or plain values."""
+    """The placeholders come first; results are nodes or plain values; there are as many as a call passes and gets."""
     called = False
     for node in program.graph.nodes:
         called = called or node.op == "call_function"
@@ -170,6 +172,22 @@ def _signature(program: Program) -> Iterator[tuple[str, fx.Node | None]]:
     for result in arguments:
         if not isinstance(result, fx.Node | int | float | bool | str | type(None)):
             yield f"a result is {result!r}; results are nodes or plain values", program.output
+    if isinstance(program.signature, Signature):
+        wanted = max(_leaves(program.signature.results), default=-1) + 1
+        if len(arguments) != wanted:
+            yield f"there are {len(arguments)} results, the signature has {wanted}", program.output
+        given, expected = len(program.inputs), len(program.signature.tensors)
+        if given != expected and program.signature.packing is None:
+            yield f"there are {given} inputs, the signature has {expected}", None
+
+
+def _leaves(structure: Structure) -> Iterator[int]:
+    """Yield the numbers of the tensors in a nested value."""
+    if isinstance(structure, Leaf):
+        yield structure.index
+    elif isinstance(structure, Container):
+        for child in structure.children:
+            yield from _leaves(child)
 
 
 def _same_value(program: Program, said: Any, inferred: Any) -> bool:

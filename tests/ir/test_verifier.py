@@ -115,6 +115,20 @@ def test_placeholders_first(program) -> None:
     broken(program, "signature at %late: placeholders come before calls")
 
 
+def test_the_signature_counts(captured) -> None:
+    """A program has as many results and inputs as its signature."""
+    program = captured("convnet").copy()
+    verify(program)
+    results = program.output.args[0]
+    program.output.args = ((*results, results[0]),)
+    broken(program, "signature at %output: there are 2 results, the signature has 1")
+    program.output.args = (results,)
+    with program.graph.inserting_before(program.inputs[0]):
+        extra = program.graph.placeholder("extra")
+    extra.meta["val"] = program.inputs[-1].meta["val"]
+    broken(program, "signature: there are 2 inputs, the signature has 1")
+
+
 def test_only_what_changed_is_inferred_again(program, monkeypatch) -> None:
     """A second run, and one on a copy, infer nothing."""
     monkeypatch.setattr("graphwright.ir.verifier.infer_value", lambda node, mode: pytest.fail(f"inferred {node}"))
