@@ -126,7 +126,8 @@ class Fusion:
         source: Any = node.args[0]
         rank = source.meta["val"].dim()
         dims = list(REDUCED_DIMS[node.target](node))
-        return bool(dims) and dims == list(range(rank - len(dims), rank))
+        sizes = [n for n in source.meta["val"].shape[rank - len(dims) :] if isinstance(n, int)]
+        return bool(dims) and dims == list(range(rank - len(dims), rank)) and 0 not in sizes
 
     def base(self, node: fx.Node) -> fx.Node:
         """Return what a chain of views is a view of."""

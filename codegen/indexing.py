@@ -143,7 +143,10 @@ def flat(index: Sequence[Any], shape: Sequence[Any]) -> Index:
 
 def unflatten(position: Index, shape: Sequence[Any], ranges: Ranges) -> tuple[Index, ...]:
     """Return the index of the element at a position among all."""
-    index = []
+    index: list[Index] = []
+    if any(size == 0 for size in shape):
+        # There is no element.
+        return tuple(sympy.Integer(0) for _ in shape)
     strides = contiguous_strides(shape)
     for k, (size, stride) in enumerate(zip(shape, strides, strict=True)):
         if size == 1:

@@ -96,7 +96,7 @@ class _Writer:
         self.uses = _use_counts(stores, self.order)
         self.segment: Segment | None = None
         flat = self._is_flat()
-        self.tiling = choose(columns, flat, self._cuts(), on_cuda)
+        self.tiling = choose(columns, flat, not self.outer, self._cuts(), on_cuda)
         if flat:
             # A flat kernel's rows are its columns: one row of all elements.
             self.flat_index = sympy.expand(sum((s * n * columns for s, n in self.rows_at.items()), sympy.Integer(0)) + COLUMN)
@@ -164,7 +164,7 @@ class _Writer:
             constants["BLOCK"] = tiling.block
             self._line("col = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)")
             self._line("inside = col < n_elements")
-            self.segment = Segment(0, tiling.block, True)
+            self.segment = Segment(0, tiling.block, 0)
             self._write_stores(varying=True)
             grid = _ceil_div(total, tiling.block)
         else:
@@ -225,7 +225,7 @@ class _Writer:
                 value = self._spread(store.value, value)
             cast = "" if store.value.dtype is store.dtype else f".to({dtype_text(store.dtype)})"
             written = f"({value}){cast}" if cast and not value.isidentifier() else f"{value}{cast}"
-            mask = ", mask=inside" if varying and self.segment is not None and self.segment.masked else ""
+            mask = f", mask={self._inside(self.segment)}" if varying and self.segment and self.segment.masked else ""
             self._line(f"tl.store({pointer} + {offset}, {written}{mask})")
 
     def _shape(self) -> str:
@@ -246,8 +246,13 @@ class _Writer:
         if self.tiling.mode == "tiles":
             lines = [f"{name} = ({start}tl.arange(0, {segment.size}))[None, :]"]
         if segment.masked:
-            lines.append(f"inside = {name} < {self.columns}")
+            lines.append(f"{self._inside(segment)} = {name} < {segment.stop}")
         return lines
+
+    def _inside(self, segment: Segment) -> str:
+        """Return the name of the mask of the columns that count."""
+        masked = [s for s in self.tiling.segments if s.masked]
+        return f"inside{masked.index(segment)}" if len(masked) > 1 else "inside"
 
     def _column_name(self, segment: Segment) -> str:
         return "col" if len(self.tiling.segments) == 1 else f"col{self.tiling.segments.index(segment)}"
@@ -259,7 +264,7 @@ class _Writer:
         self.names.append({})
         self._line("col = start + tl.arange(0, BLOCK)")
         self._line("inside = col < n_columns")
-        before, self.segment = self.segment, Segment(0, self.tiling.block, True)
+        before, self.segment = self.segment, Segment(0, self.tiling.block, 0)
         yield
         self.segment = before
         self.names.pop()
@@ -343,7 +348,7 @@ class _Writer:
             return f"tl.zeros([{self._shape()}], {dtype_text(value.dtype)})"
         masks = [c for c in conditions if isinstance(c, str)]
         if value.varies and self.segment is not None and self.segment.masked:
-            masks.append("inside")
+            masks.append(self._inside(self.segment))
         pointer = f"{self._pointer(buffer)} + {self._index(offset)}"
         mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
         cast = "" if dtype is value.dtype else f".to({dtype_text(value.dtype)})"
@@ -367,7 +372,7 @@ class _Writer:
         if difference.free_symbols != {COLUMN}:
             return None
         segment = self.segment
-        ends = [difference.subs(COLUMN, c) for c in (segment.start, segment.start + segment.size - 1)]
+        ends = [difference.subs(COLUMN, c) for c in (segment.start, segment.stop - 1)]
         if min(ends) > 0:
             return True
         return False if max(ends) <= 0 else None
@@ -394,7 +399,7 @@ class _Writer:
                 written = self._spread(body, written)
             if segment.masked:
                 start = number_text(identity_of(kind, body.dtype), body.dtype)
-                written = f"tl.where(inside, {written}, {start})"
+                written = f"tl.where({self._inside(segment)}, {written}, {start})"
             return self._collapse(kind, written, body.dtype)
 
     def _collapse(self, kind: str, written: str, dtype: torch.dtype) -> str:

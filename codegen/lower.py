@@ -213,7 +213,9 @@ class _Lowering:
             return None
         return step_of(self.program, node, self.where, outs, provenance_of([node]))  # type: ignore[arg-type,no-any-return]
 
-    def _loop_step(self, unit: Unit) -> KernelStep:
+    def _loop_step(self, unit: Unit) -> KernelStep | None:
+        if all(self.fusion.numel(node) == 0 for node in unit.nodes):
+            return None
         kernel = self._kernel(unit)
         name = self.sources.add("_".join(_short(n) for n in unit.nodes), kernel.body, provenance_of(unit.nodes))
         arguments: list[Any] = []
@@ -249,8 +251,11 @@ class _Lowering:
             index = self._index(node, lead, outer, shape, columns, ranges)
             stored = self.stored[node]
             offset = sympy.expand(sum((i * s for i, s in zip(index, stored.strides, strict=True)), sympy.Integer(0)))
-            value = reader.value(node, index)
-            stores.append(Store(stored.buffer, offset, value, stored.dtype, not fusion.rows(node).reduced))
+            value, varies = reader.value(node, index), not fusion.rows(node).reduced
+            if varies and not reader.values.depends(offset):
+                # The only element of a tensor: its place is written as that of a column, as any other's.
+                offset += COLUMN
+            stores.append(Store(stored.buffer, offset, value, stored.dtype, varies))
         return write_kernel(
             reader.values, stores, list(zip(symbols, shape, strict=True)), columns, on_cuda=self.device == "cuda"
         )

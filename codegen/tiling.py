@@ -21,11 +21,22 @@ TILE_ELEMENTS = 1024
 
 @dataclass(frozen=True)
 class Segment:
-    """Columns that are computed at a time: `size`, a power of two, from `start` on; `masked` if some are past the end."""
+    """Columns that are computed at a time.
+
+    Args:
+        start: the first.
+        size: how many, a power of two.
+        stop: one past the last that counts; 0 where only the call tells.
+    """
 
     start: int
     size: int
-    masked: bool
+    stop: int
+
+    @property
+    def masked(self) -> bool:
+        """Whether some columns are past the end."""
+        return self.start + self.size > self.stop
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,13 @@ class Tiling:
     block: int = 0
 
 
-def choose(columns: Any, flat: bool, cuts: Iterable[int], on_cuda: bool) -> Tiling:
+def choose(columns: Any, flat: bool, single: bool, cuts: Iterable[int], on_cuda: bool) -> Tiling:
     """Return how to walk.
 
     Args:
         columns: length of a row.
         flat: whether each element can be found by its position among all.
+        single: whether there is only one row.
         cuts: columns at which the rows had better be cut.
         on_cuda: whether the kernel runs on a GPU.
     """
@@ -60,8 +72,8 @@ def choose(columns: Any, flat: bool, cuts: Iterable[int], on_cuda: bool) -> Tili
     if not isinstance(columns, int) or columns > LONGEST_ROW:
         return Tiling("loop", block=LOOP_BLOCK)
     pieces = tuple(segments(columns, sorted({c for c in cuts if 0 < c < columns})))
-    if columns >= SHORTEST_ROW:
-        return Tiling("rows", pieces, 1 if on_cuda else max(1, PROGRAM_ELEMENTS // columns))
+    if columns >= SHORTEST_ROW or single:
+        return Tiling("rows", pieces, 1 if on_cuda or single else max(1, PROGRAM_ELEMENTS // columns))
     widest = max(piece.size for piece in pieces)
     return Tiling("tiles", pieces, max(1, TILE_ELEMENTS // widest))
 
@@ -74,5 +86,5 @@ def segments(columns: int, cuts: list[int]) -> Iterable[Segment]:
             rest = stop - start
             # The largest power of two that fits; the last few columns share one masked piece.
             size = 1 << (rest.bit_length() - 1) if rest >= 16 else 1 << (rest - 1).bit_length()
-            yield Segment(start, size, size > rest)
+            yield Segment(start, size, min(start + size, stop))
             start += size

@@ -25,7 +25,7 @@ def _dims(node: fx.Node) -> list[int]:
     given = arguments(node).get("dim")
     if given is None or given == []:
         return list(range(rank))
-    return sorted(d % rank for d in ([given] if isinstance(given, int) else given))
+    return sorted(d % max(1, rank) for d in ([given] if isinstance(given, int) else given))
 
 
 def _last(node: fx.Node) -> list[int]:
@@ -33,7 +33,7 @@ def _last(node: fx.Node) -> list[int]:
 
 
 def _softmax_dim(node: fx.Node) -> list[int]:
-    return [arguments(node)["dim"] % _rank(node)]
+    return [arguments(node)["dim"] % max(1, _rank(node))]
 
 
 def _normalized(node: fx.Node) -> list[int]:
