@@ -28,7 +28,11 @@ from .provenance import provenance_of
 from .sources import KernelSources
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_VARIABLES = {"b": "i_b", "h": "i_h", "q": "o_q", "k": "o_k"}
+_VARIABLES = {
+    **{"b": "i_b", "h": "i_h", "q": "o_q", "k": "o_k"},
+    **{"query_length": "query_length", "key_length": "key_length"},
+    **{"heads": "tl.num_programs(1)", "batch_size": "tl.num_programs(2)"},
+}
 _IN_RANGE = {"q": "o_q < query_length", "k": "o_k < key_length"}
 
 
@@ -78,8 +82,6 @@ def step(
     form = _form(node, given["predicate"], given["bias"])
     operands = _operands(program, given["operands"], place)
     causal = form.causal and form.offset is ix.ZERO
-    sizes = {str(n): name for n, name in ((queries, "query_length"), (keys, "key_length")) if not isinstance(n, int)}
-    names = {**sizes, **_VARIABLES}
     predicate = form.residual if causal or not form.causal else form.predicate
     spec = AttentionSpec(
         head_dim=int(head_dim),
@@ -89,8 +91,8 @@ def step(
         causal=causal,
         window=form.window if causal or not form.causal else None,
         right_window=None if form.causal else form.right_window,
-        predicate=None if predicate is ix.TRUE else triton_code(predicate, names, operands.loads, in_range=_IN_RANGE),
-        bias=None if form.bias is None else triton_code(form.bias, names, operands.loads, in_range=_IN_RANGE),
+        predicate=None if predicate is ix.TRUE else triton_code(predicate, _VARIABLES, operands.loads, in_range=_IN_RANGE),
+        bias=None if form.bias is None else triton_code(form.bias, _VARIABLES, operands.loads, in_range=_IN_RANGE),
         operands=tuple(operands.values),
         softcap=given["softcap"] or None,
         sink=given["sink"] is not None,

@@ -13,9 +13,10 @@ import torch
 from graphwright.ir.errors import InputError
 from graphwright.ir.signature import Signature
 
+from .chained import ChainedRun, alone
 from .layout import Layout, LayoutMaker, Placed
 from .memory import ALIGNMENT
-from .plan import Plan, Planner, Run, step_error
+from .plan import Plan, Planner, step_error
 from .profiling import Profile, ProfileRow, Stopwatch
 from .schedule import Schedule
 from .validate import check_schedule
@@ -86,10 +87,10 @@ class Executable:
             InputError: the arguments are not what the model was compiled for.
             GraphwrightError: a step failed; the message names it.
         """
-        given = self.signature.collect(args, kwargs)
         with self._lock, torch.no_grad():
+            given = self._given(args, kwargs)
             plan = self._plan(given)
-            results = self._run(plan, given, plan.runs)
+            results = self._run(plan, given, plan.chained)
         return self.signature.unflatten(results)
 
     def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> Profile:
@@ -109,10 +110,12 @@ class Executable:
         stopwatch = Stopwatch(self._synchronize)
         for _ in range(repeat):
             stopwatch.start()
-            given = self.signature.collect(args, kwargs)
             with self._lock, torch.no_grad():
+                given = self._given(args, kwargs)
                 plan = self._plan(given)
-                results = self._run(plan, given, stopwatch.timed(plan.runs))
+                results = self._run(
+                    plan, given, [alone(*pair) for pair in zip(plan.steps, stopwatch.timed(plan.runs), strict=True)]
+                )
             self.signature.unflatten(results)
             stopwatch.stop()
         return stopwatch.profile(plan.steps)
@@ -128,18 +131,22 @@ class Executable:
 
     # -- a call
 
-    def _run(self, plan: Plan, given: Sequence[torch.Tensor], runs: Sequence[Run]) -> list[Any]:
-        run = None
+    def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """Return the tensors of a call, and what is derived of them."""
+        given = self.signature.collect(args, kwargs)
+        return given if self.signature.packing is None else [*given, *self.signature.derive(given)]
+
+    def _run(self, plan: Plan, given: Sequence[torch.Tensor], runs: Sequence[ChainedRun]) -> list[Any]:
+        current = None
         try:
             self._fill(plan, given)
-            for run in runs:
-                run()
+            for current in runs:
+                current.run()
             return [result(given) for result in plan.results]
         except Exception as error:
-            step = next((step for step, known in zip(plan.steps, runs, strict=True) if known is run), None)
-            if step is None:
+            if current is None:
                 raise
-            raise step_error(step, error) from error
+            raise step_error(current.running(), error) from error
         finally:
             self._clear(plan)
 
@@ -168,7 +175,7 @@ class Executable:
         if plan is not None:
             self._plans.move_to_end(key)
             return plan
-        self.signature.check(given)
+        self.signature.check(given[: len(self.signature.tensors)])
         layout = self._layouts.layout(self._dimensions(given))
         self._check_inputs(given, layout)
         with torch.inference_mode(False), torch.no_grad():

@@ -26,11 +26,13 @@ class Launch:
         run: runs the kernel with the arguments that it was bound to, or with others: all of them, as in `values`.
         values: the arguments in the kernel's order, constants included, addresses as numbers.
         places: where in `values` each argument stands that is not a constant.
+        native: the launch as `runtime.triton_cpu` has it, None on other devices.
     """
 
     run: Run
     values: list[Any]
     places: tuple[int, ...]
+    native: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,10 @@ class Kernel:
             compile_variant = _CPUVariant if self._device == "cpu" else _GPUVariant
             variant = self._variants.setdefault(key, compile_variant(self._function, grid, full, options))
         plain = [value.address if isinstance(value, Pointer) else value for value in full]
-        return Launch(variant.bind(grid, plain), plain, self._free)
+        bound = variant.bind(grid, plain)
+        if self._device == "cpu":
+            return Launch(bound.function, plain, self._free, bound)
+        return Launch(bound, plain, self._free)
 
     def _arranged(self, arguments: Sequence[Argument], constants: Mapping[str, int]) -> list[Any]:
         wanted = {name for name in self._places if name}
@@ -116,8 +121,8 @@ class _CPUVariant:
 
         self._first = prepare(function, grid, *full, **options)
 
-    def bind(self, grid: Sequence[int], values: Sequence[Any]) -> Run:
-        return self._first.rebind(grid, values).function
+    def bind(self, grid: Sequence[int], values: Sequence[Any]) -> Any:
+        return self._first.rebind(grid, values)
 
 
 class _GPUVariant:

@@ -14,7 +14,7 @@ import ctypes
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -24,16 +24,20 @@ from graphwright.ir.errors import InputError, OptionError, unknown
 
 from . import matmul_choice, mkl
 
-Layout = Literal["nk", "kn", "packed", "onednn"]
-"""How a weight lies in memory: as given, [N, K]; transposed, [K, N]; in MKL's order; in oneDNN's order."""
+Layout = Literal["nk", "kn", "packed", "panels", "onednn"]
+"""How a weight lies in memory: as given, [N, K]; transposed, [K, N]; in MKL's order; in panels; in oneDNN's order."""
 
 Rebind = Callable[..., object]
 
 _HALVES = (torch.bfloat16, torch.float16)
 _DTYPES = (torch.float32, torch.float64, *_HALVES)
 _AMX_ELEMENTS = 32
+# Layouts whose objects bind and unpack by themselves.
+_OWN_ORDER = ("packed", "panels")
 # A slower layout that needs no copy of the weight, or a plainer one, is worth this much.
 _WORTH_RATIO = 1.05
+# Speed is not worth more memory than this much.
+_MOST_PADDING_RATIO = 1 / 8
 
 
 class Product:
@@ -44,12 +48,14 @@ class Product:
     Args:
         run: the call without arguments, for callers who want to save a Python frame.
         rebind: runs it with other addresses.
+        native: the C call that it is, where it is one.
     """
 
-    __slots__ = ("_rebind", "run")
+    __slots__ = ("_rebind", "native", "run")
 
-    def __init__(self, run: Callable[[], object], rebind: Rebind) -> None:
+    def __init__(self, run: Callable[[], object], rebind: Rebind, native: mkl.NativeCall | None = None) -> None:
         self.run = run
+        self.native = native
         self._rebind = rebind
 
     def __call__(self) -> None:
@@ -85,8 +91,8 @@ class PreparedWeight:
     @property
     def bytes(self) -> int:
         """Memory it takes. In the layouts "nk" and "kn" that is the original's own where this already lies so."""
-        if isinstance(self._stored, mkl.PackedMatrix):
-            return self._stored.bytes
+        if self.layout in _OWN_ORDER:
+            return int(self._stored.bytes)
         if self.layout == "onednn":
             return int(torch.ops.mkldnn._nbytes(self._stored))
         return int(self._stored.nbytes)
@@ -96,8 +102,8 @@ class PreparedWeight:
 
         Every element has its old value; from the layout "packed", negative zeros come back as zeros.
         """
-        if isinstance(self._stored, mkl.PackedMatrix):
-            return self._stored.unpack()
+        if self.layout in _OWN_ORDER:
+            return cast(Tensor, self._stored.unpack())
         dense: Tensor = self._stored.to_dense() if self.layout == "onednn" else self._stored
         return (dense.t() if self.layout == "kn" else dense)[:, : self.k].contiguous()
 
@@ -117,12 +123,12 @@ class PreparedWeight:
         x, out = x.detach(), out.detach()
         if out.numel() == 0:
             return Product(_nothing, _nothing)
-        if isinstance(self._stored, mkl.PackedMatrix):
-            if not _fits_blas(x, out):
-                raise InputError(
-                    f"PreparedWeight.bind: MKL counts rows and strides in 32 bits, got x {list(x.shape)} with strides "
-                    f"{x.stride()} and out with {out.stride()}; use fewer rows, or prepare the weight with layout='kn'"
-                )
+        if self.layout == "packed" and not _fits_blas(x, out):
+            raise InputError(
+                f"PreparedWeight.bind: MKL counts rows and strides in 32 bits, got x {list(x.shape)} with strides "
+                f"{x.stride()} and out with {out.stride()}; use fewer rows, or prepare the weight with layout='kn'"
+            )
+        if self.layout in _OWN_ORDER:
             return _native(self._stored.bind(x, out, accumulate=accumulate))
         if self.layout == "onednn":
             return _with_tensors(functools.partial(_onednn, self._stored, self._padding, accumulate), x, out)
@@ -147,7 +153,7 @@ def prepare_weight(
         weight: [N, K], float32, float64, bfloat16 or float16.
         layout: "auto" measures on the CPU which layout is fastest, a few milliseconds for each new size, and keeps the
             result in Triton's cache folder (TRITON_CACHE_DIR), else in the user's. "packed" needs finite float32 elements and
-            MKL, "onednn" bfloat16 or float16 on a CPU that multiplies them.
+            MKL, "panels" float32 and a CPU with AVX2 or AVX-512, "onednn" bfloat16 or float16 on a CPU that multiplies them.
         rows: the numbers of rows, M, that x will mostly have; each counts the same.
 
     Raises:
@@ -209,6 +215,11 @@ def bind_bmm(a: Tensor, b: Tensor, out: Tensor) -> Product:
 def _store(weight: Tensor, layout: Layout) -> Any:
     if layout == "packed":
         return mkl.PackedMatrix(weight if _has_rows(weight) else weight.contiguous())
+    if layout == "panels":
+        # Needs LLVM, which is imported late.
+        from .panels import PanelMatrix
+
+        return PanelMatrix(weight)
     if layout == "onednn":
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), matmul_choice.ROW_CLASSES[-2])
     return weight.t().contiguous() if layout == "kn" else weight.contiguous()
@@ -221,6 +232,10 @@ def _layouts(weight: Tensor) -> Iterator[Layout]:
     if weight.device.type != "cpu" or weight.numel() == 0:
         return
     if weight.dtype == torch.float32:
+        from .panels import can_panel
+
+        if can_panel():
+            yield "panels"
         # The way back multiplies every element by zeros, too.
         finite = all(math.isfinite(bound) for bound in torch.stack(torch.aminmax(weight)).tolist())
         if finite and mkl.can_pack() and max(*weight.shape, *weight.stride()) <= mkl.LARGEST_INT:
@@ -235,8 +250,8 @@ def _fastest(weight: Tensor, rows: Sequence[int]) -> Layout:
     if weight.device.type != "cpu" or weight.numel() == 0:
         # cuBLAS multiplies by a transposed weight as fast.
         return "nk"
-    layouts = tuple(_layouts(weight))
     n, k = weight.shape
+    layouts = tuple(layout for layout in _layouts(weight) if layout != "panels" or _fills_panels(n))
     slowness = dict.fromkeys(layouts, 0.0)
     for m in sorted({matmul_choice.row_class(m) for m in rows}):
         key = f"{str(weight.dtype).removeprefix('torch.')} n{n} k{k} m{m}"
@@ -244,6 +259,12 @@ def _fastest(weight: Tensor, rows: Sequence[int]) -> Layout:
         for name in layouts:
             slowness[name] += taken[name] / min(taken.values())
     return next(name for name in layouts if slowness[name] <= _WORTH_RATIO * min(slowness.values()))
+
+
+def _fills_panels(n: int) -> bool:
+    from .panels import padding_ratio
+
+    return padding_ratio(n) <= _MOST_PADDING_RATIO
 
 
 def _trials(weight: Tensor, layout: Layout, m: int) -> list[Callable[[], object]]:
@@ -284,7 +305,7 @@ def _fits_blas(*matrices: Tensor) -> bool:
 
 
 def _native(call: mkl.NativeCall) -> Product:
-    return Product(call.run, call.with_pointers)
+    return Product(call.run, call.with_pointers, call)
 
 
 def _with_tensors(function: Callable[..., object], *tensors: Tensor) -> Product:

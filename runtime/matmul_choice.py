@@ -55,7 +55,7 @@ def measured_columns(n: int, row_bytes: int) -> int:
 
 def copies_for(weight_bytes: int) -> int:
     """Return how many copies of a weight, used in turn, are cold whenever they are used."""
-    return min(64, 4 * _second_level_cache_bytes() // max(weight_bytes, 1) + 1)
+    return min(64, 4 * second_level_cache_bytes() // max(weight_bytes, 1) + 1)
 
 
 def times(key: str, candidates: Mapping[str, Callable[[], Sequence[Call]]]) -> Times:
@@ -111,7 +111,8 @@ def _machine() -> str:
 
 
 @functools.cache
-def _second_level_cache_bytes() -> int:
+def second_level_cache_bytes() -> int:
+    """Return the size of a core's second-level cache; 2 MiB where the system does not tell."""
     for line in _lines(Path("/sys/devices/system/cpu/cpu0/cache/index2/size")):
         if line.endswith("K") and line[:-1].isdigit():
             return int(line[:-1]) << 10

@@ -13,10 +13,13 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .triton_cpu.chain import Link
 
 Function = Callable[..., Any]
 
@@ -42,6 +45,14 @@ class NativeCall:
     x_position: int
     out_position: int
 
+    def link(self) -> tuple[Link, int, int]:
+        """Return the call as a link of a chain, and where in its context the addresses of x and of the result stand."""
+        from .triton_cpu.chain import call_link
+
+        address = ctypes.cast(self.run.func, ctypes.c_void_p).value
+        link, places = call_link(address or 0, [_as_bits(argument) for argument in self.run.args])
+        return link, places[self.x_position], places[self.out_position]
+
     def with_pointers(self, x: int, out: int) -> None:
         """Make the call with other addresses."""
         arguments = list(self.run.args)
@@ -50,13 +61,28 @@ class NativeCall:
         self.run.func(*arguments)
 
 
-class _Address(ctypes.c_void_p):
+def _as_bits(argument: Any) -> tuple[str, int]:
+    """Return how an argument of a C call is passed, and its bits."""
+    if isinstance(argument, bytes):
+        return "ref", argument[0]
+    if isinstance(argument, ctypes.c_void_p):
+        return "ptr", argument.value or 0
+    # What `byref` makes holds the number that it refers to.
+    number = getattr(argument, "_obj", argument)
+    bits = int.from_bytes(bytes(number), "little")
+    if number is not argument:
+        return "ref", bits
+    return ("float" if isinstance(number, ctypes.c_float) else "i32"), bits
+
+
+class Address(ctypes.c_void_p):
     """An address, with the owner of the memory: who holds the address keeps the memory."""
 
     owner: object
 
     @classmethod
-    def of(cls, tensor: Tensor) -> _Address:
+    def of(cls, tensor: Tensor) -> Address:
+        """Return the address of a tensor's first element."""
         address = cls(tensor.data_ptr())
         address.owner = tensor
         return address
@@ -80,10 +106,10 @@ class PackedMatrix:
         # touched take no memory, so the blob is mapped, and never copied.
         size = packing.size(_B_MATRIX, _ROWS_HINT, n, k)
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._address = _Address(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
+        self._address = Address(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
         self._address.owner = memory
         self.shape = (n, k)
-        address, stride = self._address, _row_stride(weight)
+        address, stride = self._address, row_stride(weight)
         packing.pack(_ROW_MAJOR, _B_MATRIX, _TRANSPOSE, _ROWS_HINT, n, k, 1.0, weight.data_ptr(), stride, address)
 
     @property
@@ -101,8 +127,8 @@ class PackedMatrix:
         run = functools.partial(
             packing.compute,
             *(integer(_ROW_MAJOR), integer(_NO_TRANSPOSE), integer(_PACKED), integer(x.shape[0]), integer(n), integer(k)),
-            *(_Address.of(x), integer(_row_stride(x)), self._address, integer(n)),
-            *(ctypes.c_float(accumulate), _Address.of(out), integer(_row_stride(out))),
+            *(Address.of(x), integer(row_stride(x)), self._address, integer(n)),
+            *(ctypes.c_float(accumulate), Address.of(out), integer(row_stride(out))),
         )
         return NativeCall(run, x_position=6, out_position=11)
 
@@ -138,7 +164,7 @@ def bind_sgemm(x: Tensor, matrix: Tensor, out: Tensor, *, accumulate: bool) -> N
         return None
     (m, k), n = x.shape, matrix.shape[1]
     transposed = matrix.stride(1) != 1 and n != 1
-    stride = _row_stride(matrix.t() if transposed else matrix)
+    stride = row_stride(matrix.t() if transposed else matrix)
 
     def integer(value: int) -> Any:
         return ctypes.byref(ctypes.c_int(value))
@@ -150,8 +176,8 @@ def bind_sgemm(x: Tensor, matrix: Tensor, out: Tensor, *, accumulate: bool) -> N
     run = functools.partial(
         sgemm,
         *(b"T" if transposed else b"N", b"N", integer(n), integer(m), integer(k), real(1.0)),
-        *(_Address.of(matrix), integer(stride), _Address.of(x), integer(_row_stride(x)), real(accumulate)),
-        *(_Address.of(out), integer(_row_stride(out))),
+        *(Address.of(matrix), integer(stride), Address.of(x), integer(row_stride(x)), real(accumulate)),
+        *(Address.of(out), integer(row_stride(out))),
     )
     return NativeCall(run, x_position=8, out_position=11)
 
@@ -201,7 +227,8 @@ def _libraries() -> Iterator[ctypes.CDLL]:
         yield ctypes.CDLL(path)
 
 
-def _row_stride(matrix: Tensor) -> int:
+def row_stride(matrix: Tensor) -> int:
+    """Return the distance from row to row in elements, as BLAS wants it."""
     # The stride of a single row means nothing, and BLAS rejects one that is less than the row.
     return max(matrix.stride(0), matrix.shape[1], 1) if matrix.shape[0] > 1 else max(matrix.shape[1], 1)
 

@@ -12,6 +12,7 @@ import torch
 from graphwright.ir.errors import GraphwrightError
 
 from .calls import copy_result, filled, find_operation
+from .chained import BoundStep, ChainedRun, chained
 from .kernels import KernelCache, Pointer
 from .layout import Layout, Placed
 from .memory import views_in
@@ -40,6 +41,7 @@ class Plan:
         outputs: the buffers that a call makes.
         steps: those that are not skipped.
         runs: what runs each step.
+        chained: what runs all steps, in as few calls as can be.
         results: make the call's results.
         frame: where `runs` and `results` look for the call's tensors.
     """
@@ -48,6 +50,7 @@ class Plan:
     outputs: tuple[Placed, ...]
     steps: tuple[Step, ...]
     runs: tuple[Run, ...]
+    chained: tuple[ChainedRun, ...]
     results: tuple[Result, ...]
     frame: Frame
 
@@ -81,20 +84,19 @@ class Planner:
             GraphwrightError: a step cannot be bound to its memory; the message names it.
         """
         binder = _Binder(self, layout, arena)
-        steps: list[Step] = []
-        runs: list[Run] = []
+        bound: list[BoundStep] = []
         for step, operation in zip(self.schedule.steps, self.operations, strict=True):
             try:
-                run = binder.bind(step, operation)
+                made = binder.bind(step, operation)
             except Exception as error:
                 raise step_error(step, error) from error
-            if run is not None:
-                steps.append(step)
-                runs.append(run)
+            if made is not None:
+                bound.append(made)
         results = tuple(binder.result(value) for value in self.schedule.outputs)
         inputs = tuple(layout.buffers[name] for name in self.schedule.inputs)
         outputs = tuple(layout.buffers[name] for name in self.made)
-        return Plan(inputs, outputs, tuple(steps), tuple(runs), results, binder.frame)
+        steps, runs = tuple(entry.step for entry in bound), tuple(entry.run for entry in bound)
+        return Plan(inputs, outputs, steps, runs, chained(bound, binder.frame.pointers), results, binder.frame)
 
 
 def step_error(step: Step, error: Exception) -> GraphwrightError:
@@ -113,13 +115,13 @@ class _Binder:
         self._typed: dict[torch.dtype, torch.Tensor] = {}
         self.frame = Frame()
 
-    def bind(self, step: Step, operation: Any) -> Run | None:
-        """Return what runs a step, None if nothing has to."""
+    def bind(self, step: Step, operation: Any) -> BoundStep | None:
+        """Return a step bound to its memory, None if nothing has to run."""
         if isinstance(step, KernelStep):
             return self._kernel(step)
         if isinstance(step, MatmulStep):
             return self._matmul(step)
-        return self._call(step, operation)
+        return BoundStep(step, self._call(step, operation))
 
     def result(self, value: Any) -> Result:
         """Return what makes one of the call's results."""
@@ -171,7 +173,7 @@ class _Binder:
 
     # -- steps
 
-    def _kernel(self, step: KernelStep) -> Run | None:
+    def _kernel(self, step: KernelStep) -> BoundStep | None:
         layout = self._layout
         grid = layout.all(step.grid)
         arguments: list[Any] = []
@@ -187,8 +189,10 @@ class _Binder:
         if 0 in grid:
             return None
         launch = self._planner.kernels.launch(step.kernel, grid, arguments, step.constants)
+        found = launch.native.link() if launch.native is not None else None
+        link, offsets = found if found is not None else (None, ())
         if not moving:
-            return launch.run
+            return BoundStep(step, launch.run, link)
         values, places = launch.values, launch.places
         moves = [(places[k], slot, shift) for k, (slot, shift) in moving.items()]
         pointers, function = self.frame.pointers, launch.run
@@ -198,9 +202,10 @@ class _Binder:
                 values[place] = pointers[slot] + shift
             function(*values)
 
-        return run
+        context = tuple((offsets[place] or 0, slot, shift) for place, slot, shift in moves) if link is not None else ()
+        return BoundStep(step, run, link, context)
 
-    def _matmul(self, step: MatmulStep) -> Run | None:
+    def _matmul(self, step: MatmulStep) -> BoundStep | None:
         x, out = self._layout.view(step.x), self._layout.view(step.out)
         weight = self._planner.weights.prepared(step.weight)
         if 0 in out.shape:
@@ -208,10 +213,11 @@ class _Binder:
         slots = [self._slots.get(placed.buffer, -1) for placed in (x, out)]
         if max(slots) >= 0 and self._arena.is_cuda:
             # Memory like that of the call's tensors costs nothing on a CPU before it is written to.
-            return lambda: weight.bind(self._current(x), self._current(out), accumulate=step.accumulate).run()
+            return BoundStep(step, lambda: weight.bind(self._current(x), self._current(out), accumulate=step.accumulate).run())
         product = weight.bind(self._tensor(x), self._tensor(out), accumulate=step.accumulate)
+        link, *offsets = product.native.link() if product.native is not None else (None, 0, 0)
         if max(slots) < 0:
-            return product.run
+            return BoundStep(step, product.run, link)
         (x_slot, out_slot), (x_shift, out_shift) = slots, (self._address(x), self._address(out))
         pointers, rebind = self.frame.pointers, product.with_pointers
 
@@ -221,7 +227,8 @@ class _Binder:
                 out_shift if out_slot < 0 else pointers[out_slot] + out_shift,
             )
 
-        return run
+        placed = zip(offsets, slots, (x_shift, out_shift), strict=True)
+        return BoundStep(step, run, link, tuple(move for move in placed if move[1] >= 0))
 
     def _call(self, step: CallStep, operation: Any) -> Run:
         layout = self._layout

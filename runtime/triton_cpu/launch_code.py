@@ -36,6 +36,12 @@ PREPARED_DESCRIPTOR = struct.Struct("<qqqqqiii4x")
 """Entry address, positions, arguments that are not skipped, arguments and tensors that a call may replace, grid x, y, z; the
 kind of each position follows, a byte each."""
 
+CHAIN_DESCRIPTOR = struct.Struct("<qq")
+"""Address of the links, number of links."""
+
+CHAIN_LINK = struct.Struct("<qqqq")
+"""Address of the function, of its context, number of programs, address of the fault record."""
+
 BAD_COUNT, BAD_GRID, FAULT = -1, -2, -3
 """Passed to the Python function in place of a position: a wrong number of arguments, a grid out of range, a kernel fault."""
 
@@ -339,6 +345,54 @@ bad:
   ret i1 false
 }}
 
+; Run the links of a chain. New reference to None, or null with an error set.
+define ptr @launch_chain(ptr %self, ptr %args, i64 %count) {{
+entry:
+  %bytes = call ptr @PyTuple_GetItem(ptr %self, i64 0)
+  %descriptor = call ptr @PyBytes_AsString(ptr %bytes)
+  %links = load ptr, ptr %descriptor
+  %number.at = getelementptr i8, ptr %descriptor, i64 8
+  %number = load i64, ptr %number.at
+  %thread = call ptr @PyEval_SaveThread()
+  %available = call i32 @threads()
+  br label %head
+head:
+  %k = phi i64 [ 0, %entry ], [ %next, %after ]
+  %more = icmp slt i64 %k, %number
+  br i1 %more, label %body, label %done
+body:
+  %offset = mul i64 %k, {CHAIN_LINK.size}
+  %link = getelementptr i8, ptr %links, i64 %offset
+  %function = load ptr, ptr %link
+  %context.at = getelementptr i8, ptr %link, i64 8
+  %context = load ptr, ptr %context.at
+  %programs.at = getelementptr i8, ptr %link, i64 16
+  %programs = load i64, ptr %programs.at
+  %fault.at = getelementptr i8, ptr %link, i64 24
+  %fault = load ptr, ptr %fault.at
+  store i64 0, ptr %context
+  %several = icmp sgt i64 %programs, 1
+  %threads = select i1 %several, i32 %available, i32 1
+  call void %function(ptr %context, i32 %threads)
+  %state = load i32, ptr %fault
+  %sound = icmp eq i32 %state, 0
+  br i1 %sound, label %after, label %faulted
+after:
+  %next = add i64 %k, 1
+  br label %head
+faulted:
+  call void @PyEval_RestoreThread(ptr %thread)
+  %record = ptrtoint ptr %fault to i64
+  %fault.error = call ptr @fail(ptr %self, i64 %k, i64 %record)
+  ; The next call begins with a clean record.
+  call void @llvm.memset.p0.i64(ptr align 8 %fault, i8 0, i64 56, i1 false)
+  ret ptr null
+done:
+  call void @PyEval_RestoreThread(ptr %thread)
+  call void @Py_IncRef(ptr @_Py_NoneStruct)
+  ret ptr @_Py_NoneStruct
+}}
+
 ; launch(x, y, z, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *arguments)
 define ptr @launch_upstream(ptr %self, ptr %args, i64 %count) {{
 entry:
@@ -566,7 +620,7 @@ class LaunchCode:
             ctypes.c_void_p.from_address(code.variable(name)).value = id(name)
         self._methods = {
             name: _MethodDefinition(b"launch", code.function(name), _METH_FASTCALL, None)
-            for name in ("launch_upstream", "launch_prepared")
+            for name in ("launch_upstream", "launch_prepared", "launch_chain")
         }
         forked = ctypes.c_int32.from_address(code.variable("forked"))
 
@@ -611,6 +665,16 @@ class LaunchCode:
         tensors = sum(kind & ~ALIGNED == KINDS["ptr"] for kind in kinds[:replaceable])
         descriptor = PREPARED_DESCRIPTOR.pack(entry, len(kinds), slots, replaceable, tensors, *grid) + bytes(kinds)
         return self._function("launch_prepared", (descriptor, slow, dtypes, values))
+
+    def chain(self, links: int, count: int, slow: SlowPath) -> Callable[[], None]:
+        """Return a function that runs the links of a chain; see `chain`.
+
+        Args:
+            links: address of the links, each a `CHAIN_LINK`; they stay there.
+            count: number of links.
+            slow: called as `slow(number of the link, address of the fault record)` where a link has failed; raises.
+        """
+        return self._function("launch_chain", (CHAIN_DESCRIPTOR.pack(links, count), slow))
 
     def _function(self, name: str, state: tuple[object, ...]) -> Callable[..., None]:
         new = ctypes.pythonapi.PyCFunction_NewEx

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import Parameter, PreparedReader, flatten_arguments, is_flat, parameters_of
 
 if TYPE_CHECKING:
+    from .chain import Link
     from .loaded import LoadedKernel
 
 Grid = Sequence[int] | Callable[[dict[str, Any]], Sequence[int]]
@@ -32,12 +33,13 @@ class Launch:
         function: does what calling the object does, in less time.
     """
 
-    __slots__ = ("_variant", "compiled", "function", "grid")
+    __slots__ = ("_values", "_variant", "compiled", "function", "grid")
 
     def __init__(self, variant: _Variant, grid: tuple[int, int, int], values: tuple[Any, ...]) -> None:
         self.compiled = variant.compiled
         self.grid = grid
         self.function = variant.bind(grid, values)
+        self._values = values
         self._variant = variant
 
     def __call__(self, *arguments: Any) -> None:
@@ -70,6 +72,33 @@ class Launch:
         for k, value in enumerate(values):
             reader(k, value)
         return Launch(self._variant, _grid(grid), values)
+
+    def link(self) -> tuple[Link, tuple[int | None, ...]] | None:
+        """Return the launch as a link of a chain, and where in the link's context each argument stands.
+
+        An argument that the kernel was specialised for stands nowhere: None. A launch that has to be checked, or that runs
+        nothing, is no link: None instead of both.
+        """
+        from .chain import Link, launch_context
+        from .launch_code import FAULT, KINDS
+        from .worker import CONTEXT_HEADER
+
+        variant, programs = self._variant, self.grid[0] * self.grid[1] * self.grid[2]
+        if variant.compiled.metadata.checked or programs == 0:
+            return None
+        bits: list[int] = []
+        places: list[int | None] = []
+        for k, (value, kind) in enumerate(zip(self._values, variant.kinds, strict=True)):
+            if kind == KINDS["skip"]:
+                places.append(None)
+                continue
+            places.append(CONTEXT_HEADER.size + 8 * len(bits))
+            bits.append(variant.reader(k, value))
+
+        def fault(record: int) -> None:
+            variant.reader(FAULT, record)
+
+        return Link(variant.loaded.entry, launch_context(self.grid, bits), programs, fault), tuple(places)
 
     def __repr__(self) -> str:
         return f"Launch({self.compiled.name}, grid={self.grid})"

@@ -14,6 +14,7 @@ import torch
 from graphwright.ir.containers import Container, Leaf
 from graphwright.ir.errors import ArtifactError, GraphwrightError, InputError
 from graphwright.ir.signature import Range, TensorSpec
+from graphwright.runtime.chained import alone
 from graphwright.runtime.executable import Executable
 from graphwright.runtime.schedule import Buffer, CallStep, KernelStep, MatmulStep, Symbolic, View
 
@@ -172,15 +173,15 @@ def test_failing_step_is_named(example):
     x = torch.randn(1, 2, 24)
     check(example, run, x)
     plan = next(iter(run._plans.values()))
-    runs = plan.runs
+    runs = plan.chained
 
     def fail():
         raise ValueError("out of luck")
 
-    object.__setattr__(plan, "runs", (fail, *runs[1:]))
+    object.__setattr__(plan, "chained", (alone(plan.steps[0], fail), *runs))
     with pytest.raises(GraphwrightError, match=r"(?s)'first'.*out of luck.*line 1 of the model"):
         run(x)
-    object.__setattr__(plan, "runs", runs)
+    object.__setattr__(plan, "chained", runs)
     check(example, run, x)
 
 

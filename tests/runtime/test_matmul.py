@@ -14,7 +14,17 @@ from graphwright.ir.errors import InputError, OptionError
 from graphwright.runtime import matmul_choice, mkl
 from graphwright.runtime.matmul import PreparedWeight, _layouts, bind_bmm, prepare_weight
 
-SIZES = ((1, 64, 32), (63, 77, 45), (1000, 33, 130), (5, 1, 7), (6, 9, 1), (8, 384, 384))
+SIZES = (
+    (1, 64, 32),
+    (2, 30, 96),
+    (29, 1030, 100),
+    (300, 520, 70),
+    (63, 77, 45),
+    (1000, 33, 130),
+    (5, 1, 7),
+    (6, 9, 1),
+    (8, 384, 384),
+)
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 CASES = [
     (dtype, layout)
