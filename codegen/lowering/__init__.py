@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import dialect, division, pointwise, reductions, views
+from . import dialect, division, pointwise, reductions, repeats, views
 from .registry import GENERATORS, LOOKUPS, POINTWISE, REDUCED_DIMS, REDUCTIONS, VIEWS, Reader, arguments, lowering_of
 
 __all__ = [
@@ -15,10 +15,11 @@ __all__ = [
     "Reader",
     "arguments",
     "dialect",
-    "lookups",
     "division",
+    "lookups",
     "lowering_of",
     "pointwise",
     "reductions",
+    "repeats",
     "views",
 ]

@@ -12,6 +12,7 @@ from torch import fx
 
 from graphwright.codegen.indexing import Index
 from graphwright.codegen.values import Value, Values, held_dtype
+
 from .registry import POINTWISE, Reader, arguments, dtype_of, operands, register
 
 aten = torch.ops.aten
@@ -112,16 +113,14 @@ _arithmetic(
     aten.add.Scalar,
     rounded=True,
 )
-_arithmetic(
-    _BOTH, lambda v, t, g, x, y: v.op("sub", t, x, _scaled(v, t, g, y)), aten.sub.Tensor, aten.sub.Scalar, rounded=True
-)
+_arithmetic(_BOTH, lambda v, t, g, x, y: v.op("sub", t, x, _scaled(v, t, g, y)), aten.sub.Tensor, aten.sub.Scalar, rounded=True)
 _arithmetic(
     _BOTH, lambda v, t, g, x, y: v.op("sub", t, y, _scaled(v, t, g, x)), aten.rsub.Tensor, aten.rsub.Scalar, rounded=True
 )
 _arithmetic(_BOTH, lambda v, t, g, x, y: v.op("and" if t is torch.bool else "mul", t, x, y), aten.mul.Tensor, aten.mul.Scalar)
 _arithmetic(_BOTH, lambda v, t, g, x, y: v.op("div", t, x, y), aten.div.Tensor, aten.div.Scalar)
-_arithmetic(_BOTH, lambda v, t, g, x, y: _maximum(v, t, x, y), aten.maximum.default)
-_arithmetic(_BOTH, lambda v, t, g, x, y: _minimum(v, t, x, y), aten.minimum.default)
+_arithmetic(_BOTH, lambda v, t, g, x, y: _maximum(v, t, x, y), aten.maximum.default, aten.max.other)
+_arithmetic(_BOTH, lambda v, t, g, x, y: _minimum(v, t, x, y), aten.minimum.default, aten.min.other)
 _arithmetic(_BOTH, lambda v, t, g, x, y: v.op("and", t, x, y), aten.bitwise_and.Tensor, aten.bitwise_and.Scalar)
 _arithmetic(_BOTH, lambda v, t, g, x, y: v.op("or", t, x, y), aten.bitwise_or.Tensor, aten.bitwise_or.Scalar)
 _arithmetic(_BOTH, lambda v, t, g, x, y: v.op("xor", t, x, y), aten.bitwise_xor.Tensor, aten.bitwise_xor.Scalar)
@@ -319,3 +318,20 @@ def _softplus(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
     scaled = v.op("mul", dtype, x, v.constant(given["beta"], dtype))
     soft = v.op("div", dtype, v.op("log1p", dtype, v.op("exp", dtype, scaled)), v.constant(given["beta"], dtype))
     return v.op("where", dtype, v.op("gt", torch.bool, scaled, v.constant(given["threshold"], dtype)), x, soft)
+
+
+@register(POINTWISE, aten.batch_norm.default)
+def _batch_norm(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
+    given, dtype, v = arguments(node), held_dtype(dtype_of(node)), reader.values
+    if given["training"] or given["running_mean"] is None:
+        return _no_lowering(node, "statistics of the batch")
+
+    def channel(name: str) -> Value:
+        return v.cast(reader.value(given[name], (index[1],)), dtype)
+
+    scale = v.op("rsqrt", dtype, v.op("add", dtype, channel("running_var"), v.constant(given["eps"], dtype)))
+    if given["weight"] is not None:
+        scale = v.op("mul", dtype, scale, channel("weight"))
+    x = v.cast(reader.value(given["input"], index), dtype)
+    result = v.op("mul", dtype, v.op("sub", dtype, x, channel("running_mean")), scale)
+    return result if given["bias"] is None else v.op("add", dtype, result, channel("bias"))

@@ -10,6 +10,7 @@ from torch import fx
 
 from graphwright.codegen.indexing import Index, product
 from graphwright.codegen.values import Value, held_dtype
+
 from .registry import REDUCED_DIMS, REDUCTIONS, Reader, arguments, dtype_of, register
 
 aten = torch.ops.aten
@@ -41,6 +42,13 @@ def _normalized(node: fx.Node) -> list[int]:
     return list(range(rank - len(arguments(node)["normalized_shape"]), rank))
 
 
+def _pooled(node: fx.Node) -> list[int]:
+    """Return the dimensions that an adaptive pool takes whole; none if it leaves more than one element of them."""
+    sizes = arguments(node)["output_size"]
+    rank = _rank(node)
+    return list(range(rank - len(sizes), rank)) if all(n == 1 for n in sizes) else []
+
+
 def _outer(node: fx.Node, index: tuple[Index, ...]) -> tuple[Index, ...]:
     """Return the part of a result's index that is not reduced; trailing dimensions of size 1 may stand for the others."""
     return index[: _rank(node) - len(REDUCED_DIMS[node.target](node))]
@@ -51,9 +59,12 @@ def _sizes(reader: Reader, node: fx.Node) -> Sequence[Any]:
     return [shape[d] for d in REDUCED_DIMS[node.target](node)]
 
 
+_POOLS = (aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default)
+
+
 def _simple(kind: str, *targets: Any) -> None:
     for target in targets:
-        REDUCED_DIMS[target] = _dims
+        REDUCED_DIMS[target] = _pooled if target in _POOLS else _dims
 
     @register(REDUCTIONS, *targets)
     def lower(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
@@ -71,7 +82,7 @@ def _simple(kind: str, *targets: Any) -> None:
 
 
 _simple("sum", aten.sum.dim_IntList, aten.sum.default)
-_simple("mean", aten.mean.dim, aten.mean.default)
+_simple("mean", aten.mean.dim, aten.mean.default, *_POOLS)
 _simple("max_nan", aten.amax.default)
 _simple("min_nan", aten.amin.default)
 _simple("any", aten.any.dim, aten.any.default, aten.any.dims)

@@ -8,10 +8,10 @@ import sympy
 import torch
 from torch import fx
 
-from graphwright.ir.errors import LoweringError
-
 from graphwright.codegen.indexing import Index, flat, unflatten
 from graphwright.codegen.values import Value, held_dtype
+from graphwright.ir.errors import LoweringError
+
 from .registry import GENERATORS, POINTWISE, VIEWS, Reader, arguments, dtype_of, register
 
 aten = torch.ops.aten
@@ -142,9 +142,10 @@ def _stack(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
     return result
 
 
-@register(POINTWISE, aten.constant_pad_nd.default)
+@register(POINTWISE, aten.constant_pad_nd.default, aten.pad.default)
 def _pad(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
     given, v, dtype = arguments(node), reader.values, dtype_of(node)
+    require(given.get("mode", "constant") == "constant", node, "only padding with a constant is generated")
     source, pads = given["self"], given["pad"]
     shape = reader.shape(source)
     inner, inside = list(index), v.constant(True, torch.bool)
