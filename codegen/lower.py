@@ -9,12 +9,14 @@ import sympy
 import torch
 from torch import fx
 
+from graphwright.ir import dialect
 from graphwright.ir.errors import LoweringError
 from graphwright.ir.program import Program
 from graphwright.runtime.schedule import Buffer, KernelStep, Schedule, Step, Symbolic, View
 
-from . import attention_step
-from .external import accepts, buffer_shape, count_results, step_of, view_of
+from . import attention_step, packing_step
+from .external import accepts as external_accepts
+from .external import buffer_shape, count_results, step_of, view_of
 from .fusion import Fusion, Unit, is_item
 from .indexing import Ranges, contiguous_strides, flat, size_text, unflatten
 from .kernel import LoopKernel, Store, write_kernel
@@ -142,11 +144,11 @@ class _Lowering:
             if trial is None:
                 trial = self._planned(base)
             where = None if kind == "generator" else strided(self.program, node, base, trial)
-            if where is None or (reader is not None and not accepts(reader, node, where, self.program.shape(node))):
+            if where is None or (reader is not None and not _accepts(reader, node, where, self.program.shape(node))):
                 base, kind = node, "loop"
         elif kind in ("input", "weight", "external") and reader is not None:
             trial = self.stored.get(base) or self._planned(base)
-            if not accepts(reader, node, trial, self.program.shape(node)):
+            if not _accepts(reader, node, trial, self.program.shape(node)):
                 raise LoweringError(f"{reader.name}: {node.name} does not lie as {reader.target} reads it")
         if kind in ("loop", "generator"):
             wanted.add(base)
@@ -159,7 +161,7 @@ class _Lowering:
 
     def _strides(self, node: fx.Node) -> tuple[Any, ...]:
         shape = self.program.shape(node)
-        if attention_step.is_attention(node):
+        if attention_step.is_attention(node) or node.target is dialect.ragged_attention:
             return attention_step.result_strides(shape)
         return contiguous_strides(shape)
 
@@ -205,6 +207,8 @@ class _Lowering:
             return None
         if attention_step.is_attention(node):
             return attention_step.step(self.program, node, self.where, self.sources, self.device)
+        if packing_step.is_packing(node):
+            return packing_step.step(self.program, node, self.where, self.sources, self.device)
         if isinstance(node.meta["val"], torch.Tensor):
             outs = {0: self.stored[node]}
         else:
@@ -282,6 +286,11 @@ class _Lowering:
         if own == self.program.shape(lead) and len(own) == len(shape) + 1:
             return (*outer, COLUMN if own[-1] != 1 else sympy.Integer(0))
         return unflatten(flat((*outer, COLUMN), (*shape, columns)), own, ranges)
+
+
+def _accepts(reader: fx.Node, arg: fx.Node, stored: Stored, shape: tuple[Any, ...]) -> bool:
+    accepts = packing_step.accepts if packing_step.is_packing(reader) else external_accepts
+    return accepts(reader, arg, stored, shape)
 
 
 def _short(node: fx.Node) -> str:

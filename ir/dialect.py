@@ -8,7 +8,20 @@ from __future__ import annotations
 from .ops.attention import attention
 from .ops.definition import NAMESPACE, Operation, operations
 from .ops.glu import ACTIVATIONS, glu
+from .ops.ragged_attention import ragged_attention
 from .ops.rms_norm import rms_norm
 from .ops.rotary import rotary
+from .ops.take_rows import take_rows
 
-__all__ = ["ACTIVATIONS", "NAMESPACE", "Operation", "attention", "glu", "operations", "rms_norm", "rotary"]
+__all__ = [
+    "ACTIVATIONS",
+    "NAMESPACE",
+    "Operation",
+    "attention",
+    "glu",
+    "operations",
+    "ragged_attention",
+    "rms_norm",
+    "rotary",
+    "take_rows",
+]

@@ -24,6 +24,7 @@ from .containers import (
     to_data,
 )
 from .errors import ArtifactError, InputError, unknown
+from .packing import Packing
 
 POSITIONAL = ("positional_only", "positional_or_keyword")
 
@@ -84,6 +85,10 @@ class Signature:
         tensors: the tensors in it, in flat order.
         dimensions: the range of each dimension in `tensors`.
         results: what the model returned, as a structure of flat results.
+        packing: what is worked out of the tensors of a call, and handed to the program after them; None for nothing.
+
+    Raises:
+        ArtifactError: the packing does not fit the tensors.
     """
 
     parameters: tuple[Parameter, ...]
@@ -91,6 +96,7 @@ class Signature:
     tensors: tuple[TensorSpec, ...]
     dimensions: Mapping[str, Range]
     results: Structure
+    packing: Packing | None = None
     _checks: list[Any] = field(init=False, repr=False)
     _positional: tuple[str, ...] = field(init=False, repr=False)
 
@@ -102,18 +108,38 @@ class Signature:
         object.__setattr__(self, "_positional", tuple(positional))
         checks = [(spec, spec.dtype, torch.device(spec.device), spec.shape) for spec in self.tensors]
         object.__setattr__(self, "_checks", checks)
+        if self.packing is not None:
+            mask = self.tensors[self.packing.mask] if self.packing.mask < len(self.tensors) else None
+            if mask is None or len(mask.shape) != 2 or self.packing.dimension in self.dimensions:
+                raise ArtifactError(
+                    f"packing: tensor {self.packing.mask} is no mask [batch, tokens], or a dimension is there twice"
+                )
 
     # -- calling
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-        """Return the tensors of a call, in flat order, checked.
+        """Return the tensors of a call, in flat order, checked, and what is derived of them.
 
         Raises:
             InputError: the arguments are not what the model was captured for.
         """
         tensors = self.collect(args, kwargs)
         self.check(tensors)
-        return tensors
+        return [*tensors, *self.derive(tensors)]
+
+    def derive(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return what the program takes beside the tensors of a call, worked out of these.
+
+        Raises:
+            InputError: the tensor that it is worked out of is not what the model was captured for.
+        """
+        if self.packing is None:
+            return []
+        mask = tensors[self.packing.mask]
+        _, dtype, device, shape = self._checks[self.packing.mask]
+        if mask.dtype is not dtype or mask.device != device or mask.dim() != len(shape):
+            self.check(tensors)
+        return self.packing.derive(mask)
 
     def collect(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """Return the tensors of a call in flat order; their dtypes, devices and sizes are not looked at.
@@ -262,6 +288,9 @@ class Signature:
             "dimensions": {name: [r.low, r.high] for name, r in self.dimensions.items()},
             "results": to_data(self.results),
         }
+        if self.packing is not None:
+            packing = self.packing
+            data["packing"] = [packing.mask, packing.inverted, packing.multiple, list(packing.parts), packing.dimension]
         return json.dumps(data)
 
     @classmethod
@@ -273,12 +302,17 @@ class Signature:
         """
         try:
             data = json.loads(text)
+            packing = None
+            if data.get("packing") is not None:
+                mask, inverted, multiple, parts, dimension = data["packing"]
+                packing = Packing(mask, inverted, multiple, tuple(parts), dimension)
             return cls(
                 tuple(Parameter(name, kind, constant_from_data(d), bool(has)) for name, kind, has, d in data["parameters"]),
                 {str(name): from_data(structure) for name, structure in data["arguments"].items()},
                 tuple(TensorSpec(n, constant_from_data(t), d, tuple(shape)) for n, t, d, shape in data["tensors"]),
                 {str(name): Range(low, high) for name, (low, high) in data["dimensions"].items()},
                 from_data(data["results"]),
+                packing,
             )
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ArtifactError(f"not the signature of a model: {error}") from error

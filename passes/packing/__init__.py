@@ -1,0 +1,1 @@
+"""Passes that leave out tokens which are not there."""
