@@ -286,7 +286,8 @@ class _Writer:
             # Where a whole segment lies on one side of a condition, the other side is not computed.
             known = self._known(value.args[0])
             if known is not None:
-                return self._text(value.args[1 if known else 2])
+                chosen = value.args[1 if known else 2]
+                return self._spread(chosen, self._text(chosen)) if value.varies and not chosen.varies else self._text(chosen)
         key = self._key(value)
         for names in reversed(self.names):
             if key in names:
@@ -350,9 +351,14 @@ class _Writer:
         if value.varies and self.segment is not None and self.segment.masked:
             masks.append(self._inside(self.segment))
         pointer = f"{self._pointer(buffer)} + {self._index(offset)}"
+        alone = value.varies and not self.values.depends(offset)
+        if alone and masks:
+            # A mask per column needs a pointer per column.
+            pointer += f" + tl.zeros([{self._shape()}], tl.int32)"
         mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
         cast = "" if dtype is value.dtype else f".to({dtype_text(value.dtype)})"
-        return f"tl.load({pointer}{mask}){cast}"
+        written = f"tl.load({pointer}{mask}){cast}"
+        return f"tl.broadcast_to({written}, [{self._shape()}])" if alone and not masks else written
 
     def _decided(self, condition: Value) -> bool | str:
         """Return whether a condition holds for the whole segment, or its text."""

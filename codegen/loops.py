@@ -194,7 +194,7 @@ class GraphReader:
 
 
 def strided(program: Program, node: fx.Node, base: fx.Node, stored: Stored) -> Stored | None:
-    """Return where a view of a stored node lies, None if its elements are not at even distances.
+    """Return where a view of a stored node lies, None if its elements are not at even distances in ascending order.
 
     Args:
         program: the program.
@@ -218,6 +218,6 @@ def strided(program: Program, node: fx.Node, base: fx.Node, stored: Stored) -> S
         offset = sympy.expand(offset - stride * symbol)
         if stride.free_symbols & set(symbols):
             return None
-    if offset.free_symbols & set(symbols):
+    if offset.free_symbols & set(symbols) or any(stride.as_coeff_Mul()[0].is_negative for stride in strides):
         return None
     return Stored(stored.buffer, tuple(strides), offset, stored.dtype)
