@@ -8,6 +8,7 @@ from __future__ import annotations
 from .ops.attention import attention
 from .ops.definition import NAMESPACE, Operation, operations
 from .ops.glu import ACTIVATIONS, glu
+from .ops.kv import kv_append, kv_attention
 from .ops.ragged_attention import ragged_attention
 from .ops.rms_norm import rms_norm
 from .ops.rotary import rotary
@@ -19,6 +20,8 @@ __all__ = [
     "Operation",
     "attention",
     "glu",
+    "kv_append",
+    "kv_attention",
     "operations",
     "ragged_attention",
     "rms_norm",

@@ -65,6 +65,7 @@ class Program:
         named: symbol of the shape environment -> the size it stands for, in symbols of `dimensions`.
         records: what was done to the model so far, oldest first.
         notes: what a user should know of the capture, such as a dimension that turned out to be fixed.
+        states: what is kept from call to call: placeholder -> the number of the result that is its value for the next call.
     """
 
     graph: fx.Graph
@@ -74,6 +75,7 @@ class Program:
     named: dict[sympy.Symbol, sympy.Expr] = field(default_factory=dict)
     records: list[PassRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    states: dict[str, int] = field(default_factory=dict)
 
     @property
     def inputs(self) -> list[fx.Node]:
@@ -122,6 +124,7 @@ class Program:
             dict(self.named),
             list(self.records),
             list(self.notes),
+            dict(self.states),
         )
 
     def module(self) -> fx.GraphModule:

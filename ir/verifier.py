@@ -173,9 +173,9 @@ def _signature(program: Program) -> Iterator[tuple[str, fx.Node | None]]:
         if not isinstance(result, fx.Node | int | float | bool | str | type(None)):
             yield f"a result is {result!r}; results are nodes or plain values", program.output
     if isinstance(program.signature, Signature):
-        wanted = max(_leaves(program.signature.results), default=-1) + 1
+        wanted = max(_leaves(program.signature.results), default=-1) + 1 + len(program.states)
         if len(arguments) != wanted:
-            yield f"there are {len(arguments)} results, the signature has {wanted}", program.output
+            yield f"there are {len(arguments)} results, the signature and the states have {wanted}", program.output
         given, expected = len(program.inputs), len(program.signature.tensors)
         if given != expected and program.signature.packing is None:
             yield f"there are {given} inputs, the signature has {expected}", None

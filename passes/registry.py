@@ -19,9 +19,11 @@ ENTRY_POINTS = "graphwright.passes"
 """Other packages add passes under this group: name -> "module:Class"."""
 
 PASSES: dict[str, str] = {
+    "cached-decode": "graphwright.passes.kv.cached_decode:CachedDecode",
     "common-subexpressions": "graphwright.passes.cleanup.common_subexpressions:CommonSubexpressions",
     "constant-folding": "graphwright.passes.cleanup.constant_folding:ConstantFolding",
     "dead-code": "graphwright.passes.cleanup.dead_code:DeadCode",
+    "drop-layers": "graphwright.passes.depth.drop_layers:DropLayers",
     "fuse-projections": "graphwright.passes.fusing.projections:FuseProjections",
     "known-tables": "graphwright.passes.cleanup.known_tables:KnownTables",
     "pack-tokens": "graphwright.passes.packing.pack_tokens:PackTokens",

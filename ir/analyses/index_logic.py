@@ -309,20 +309,25 @@ def _depth(e: Expr) -> int:
 # ---- substitution
 
 
-def substitute(e: Expr, values: Mapping[str, Expr], facts: Facts = NO_FACTS) -> Expr:
+Read = Callable[[Expr, tuple[Expr, ...]], Expr]
+"""From a load and its new indices to what stands for it."""
+
+
+def substitute(e: Expr, values: Mapping[str, Expr], facts: Facts = NO_FACTS, read: Read | None = None) -> Expr:
     """Return `e` with expressions put for variables, simplified by `facts` about the variables that remain.
 
     Args:
         e: any expression.
         values: variable name -> integer expression.
         facts: what is known of the variables of the result.
+        read: gives what stands for a load; None to keep loads.
     """
     from graphwright.ir.analyses.index_float import rebuild_call
 
     memo: dict[Expr, Expr] = {}
 
     def visit(e: Expr) -> Expr:
-        if e.kind != "sum" and not (e.free & values.keys()):
+        if e.kind != "sum" and read is None and not (e.free & values.keys()):
             return e
         found = memo.get(e)
         if found is None:
@@ -336,9 +341,11 @@ def substitute(e: Expr, values: Mapping[str, Expr], facts: Facts = NO_FACTS) -> 
             taken = body.free.union(*(value.free for value in inner.values()))
             fresh = next(f"t{i}" for i in range(len(taken) + 1) if f"t{i}" not in taken)
             inner[str(e.value)] = var(fresh)
-            return sum_(fresh, upto, substitute(body, inner, facts.known(fresh, ZERO, upto)), facts)
+            return sum_(fresh, upto, substitute(body, inner, facts.known(fresh, ZERO, upto), read), facts)
         if e.kind == "var":
-            return values[str(e.value)]
+            return values.get(str(e.value), e)
+        if e.kind == "const":
+            return e
         return rebuild(e, tuple(map(visit, e.operands)))
 
     def rebuild(e: Expr, operands: tuple[Expr, ...]) -> Expr:
@@ -369,6 +376,8 @@ def substitute(e: Expr, values: Mapping[str, Expr], facts: Facts = NO_FACTS) -> 
                 return where(operands[0], operands[1], operands[2], facts=facts)
             case "call":
                 return rebuild_call(e, operands, facts)
+            case "load" if read is not None:
+                return read(e, operands)
         return make(e.kind, e.type, e.value, operands)
 
     return visit(e)

@@ -1,0 +1,1 @@
+"""Passes that keep keys and values from call to call."""
