@@ -8,6 +8,9 @@ from typing import Any
 
 from .output import size_text, table
 
+BUSY = 0.7
+"""A load that is worth a warning."""
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -65,6 +68,7 @@ class Outcome:
     """Everything that the demo finds out.
 
     Args:
+        busy: average number of programs that ran or waited during the minute before, 0 where the system does not tell.
         docstrings: how many docstrings there are; the compiled model embeds all.
         eager_docstrings: how many the original embeds before its time is up.
         tokens: of all docstrings, without padding.
@@ -74,6 +78,8 @@ class Outcome:
         latencies: of single texts.
         eager_per_s: docstrings that the original embeds in a second.
         compiled_per_s: that the compiled model embeds in a second.
+        eager_cpu_ms: time of all processors together that the original needs for a docstring, on the batches that both embed.
+        compiled_cpu_ms: likewise, the compiled model.
         throughput_ratio: how many times as fast the compiled model is on the batches that both embed.
         call_shape: texts, and tokens in each, of the call whose memory is measured.
         eager_call_bytes: by how much resident memory grows at most during that call; None where the system does not tell.
@@ -88,6 +94,7 @@ class Outcome:
         answers: of the queries.
     """
 
+    busy: float
     docstrings: int
     eager_docstrings: int
     tokens: int
@@ -96,6 +103,8 @@ class Outcome:
     latencies: list[Latency]
     eager_per_s: float
     compiled_per_s: float
+    eager_cpu_ms: float
+    compiled_cpu_ms: float
     throughput_ratio: float
     call_shape: tuple[int, int]
     eager_call_bytes: int | None
@@ -130,6 +139,8 @@ def stages(outcome: Outcome) -> Iterator[str]:
             "answers are compared on that"
         )
     yield f"all of it took {seconds['all']:.0f} s"
+    if outcome.busy >= BUSY:
+        yield f"the machine was busy with other work (load {outcome.busy:.1f}): go by processor time"
 
 
 def _comparison(outcome: Outcome) -> Any:
@@ -148,6 +159,14 @@ def _comparison(outcome: Outcome) -> Any:
             f"{outcome.eager_per_s:.0f}",
             f"{outcome.compiled_per_s:.0f}",
             f"{outcome.throughput_ratio:.2f} times as fast",
+        ]
+    )
+    rows.append(
+        [
+            "processor time of a docstring",
+            f"{outcome.eager_cpu_ms:.2f} ms",
+            f"{outcome.compiled_cpu_ms:.2f} ms",
+            f"{outcome.eager_cpu_ms / outcome.compiled_cpu_ms:.2f} times less",
         ]
     )
     theirs, ours = outcome.eager_call_bytes, outcome.compiled_call_bytes
@@ -169,9 +188,9 @@ def _answers(answers: list[Answer]) -> Any:
     from rich.text import Text
 
     made = Table(title="what a question finds: similarity and docstring", title_justify="left", title_style="bold")
-    made.add_column("question", max_width=28)
-    made.add_column("PyTorch", no_wrap=True, max_width=40)
-    made.add_column("Graphwright", no_wrap=True, max_width=40)
+    made.add_column("question", max_width=26)
+    made.add_column("PyTorch", no_wrap=True, max_width=38)
+    made.add_column("Graphwright", no_wrap=True, max_width=38)
     made.add_column("in common", justify="right")
     for answer in answers:
         both = ("\n".join(f"{hit.cosine:.3f} {hit.name}" for hit in hits) for hits in (answer.eager, answer.compiled))

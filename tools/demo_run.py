@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import random
 import statistics
 import time
@@ -27,10 +28,10 @@ LATENCY_PAIRS, QUICK_LATENCY_PAIRS = 60, 10
 SHOWN_HITS, COMPARED_HITS = 3, 10
 QUERIES = (
     "how do I compress a file",
-    "wait until another thread has finished",
-    "turn an object into text that can be sent over the network",
-    "probability that a coin lands on heads",
+    "pick random items from a list",
     "find out which day of the week a date falls on",
+    "make a temporary directory that is deleted afterwards",
+    "measure how long a piece of code takes",
 )
 
 Run = Callable[..., torch.Tensor]
@@ -47,6 +48,7 @@ def run(*, quick: bool = False, tell: Callable[[str], None] = lambda text: None)
     Raises:
         InputError: the weights are not installed.
     """
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     seconds: dict[str, float] = {}
     started = last = time.perf_counter()
 
@@ -65,7 +67,7 @@ def run(*, quick: bool = False, tell: Callable[[str], None] = lambda text: None)
     done("read")
     tell("compiling")
     with torch.inference_mode(False):
-        compiled = graphwright.compile(eager, **batches[len(batches) // 2].inputs)
+        compiled = graphwright.compile(eager, *batches[len(batches) // 2].inputs.values())
     compile_s = {name: us / 1e6 for name, us in compiled.report.times_us.items()}
     first = time.perf_counter()
     compiled(**batches[0].inputs)
@@ -88,6 +90,7 @@ def run(*, quick: bool = False, tell: Callable[[str], None] = lambda text: None)
     rows = embedded.by_both
     cosines = torch.cosine_similarity(ours[rows], theirs[rows])
     return Outcome(
+        busy=busy,
         docstrings=len(texts),
         eager_docstrings=len(rows),
         tokens=sum(batch.tokens for batch in batches),
@@ -96,6 +99,8 @@ def run(*, quick: bool = False, tell: Callable[[str], None] = lambda text: None)
         latencies=latencies,
         eager_per_s=len(rows) / sum(embedded.eager_s),
         compiled_per_s=len(texts) / sum(embedded.compiled_s),
+        eager_cpu_ms=sum(embedded.eager_cpu_s) / len(rows) * 1e3,
+        compiled_cpu_ms=sum(embedded.compiled_cpu_s[: len(embedded.eager_s)]) / len(rows) * 1e3,
         throughput_ratio=sum(embedded.eager_s) / sum(embedded.compiled_s[: len(embedded.eager_s)]),
         call_shape=call_shape,
         eager_call_bytes=calls[0],
@@ -112,7 +117,7 @@ def run(*, quick: bool = False, tell: Callable[[str], None] = lambda text: None)
 
 
 class _Embedded:
-    """The embeddings of all texts by both, and how long each batch took."""
+    """The embeddings of all texts by both, and how long each batch took, in wall time and in processor time."""
 
     def __init__(self, count: int) -> None:
         self.eager = torch.zeros(count, 384)
@@ -120,6 +125,8 @@ class _Embedded:
         self.by_both: list[int] = []
         self.eager_s: list[float] = []
         self.compiled_s: list[float] = []
+        self.eager_cpu_s: list[float] = []
+        self.compiled_cpu_s: list[float] = []
 
     def fill(self, eager: Run, compiled: Run, batches: Sequence[sentences.Batch], tell: Callable[[str], None]) -> None:
         """Embed every batch by the compiled model, and by the original until its time is up."""
@@ -134,9 +141,11 @@ class _Embedded:
             # Each goes first in turn, so that what the other left in the caches helps both alike.
             for ours in (number % 2 == 0, number % 2 == 1):
                 if ours or both:
+                    cpu_s = time.process_time()
                     result, took_s = _timed(compiled if ours else eager, batch.inputs)
-                    (self.compiled if ours else self.eager)[batch.rows] = result
+                    (self.compiled_cpu_s if ours else self.eager_cpu_s).append(time.process_time() - cpu_s)
                     (self.compiled_s if ours else self.eager_s).append(took_s)
+                    (self.compiled if ours else self.eager)[batch.rows] = result
             if both:
                 self.by_both += batch.rows
 
