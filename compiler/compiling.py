@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ def compile(
     dynamic: Dynamic = None,
     check: bool = True,
     keep_text: bool = False,
+    calibration: Sequence[Any] = (),
     **kwargs: Any,
 ) -> Compiled:
     """Compile a model.
@@ -40,6 +41,8 @@ def compile(
         dynamic: which sizes may differ from call to call; see `capture`.
         check: compare the capture with the model at other sizes than the sample's.
         keep_text: keep the printed program after every pass in the report.
+        calibration: further sample calls, for passes that decide by what a model computes: each (args, kwargs), or a dict of
+            named arguments.
         kwargs: named arguments of the sample call.
 
     Returns:
@@ -54,7 +57,7 @@ def compile(
     program = model if isinstance(model, Program) else capture(model, *args, dynamic=dynamic, check=check, **kwargs)
     clock.stop("capture")
     device = next((w.device.type for w in program.weights.values()), "cpu")
-    program = run_passes(program, [*DEFAULT_PASSES, *passes], Context(target=device), keep_text=keep_text)
+    program = run_passes(program, [*DEFAULT_PASSES, *passes], Context(tuple(calibration), device), keep_text=keep_text)
     clock.stop("passes")
     schedule = lower(program, device=device)
     clock.stop("lower")
