@@ -226,16 +226,21 @@ def _store(weight: Tensor, layout: Layout) -> Any:
 
 
 def _layouts(weight: Tensor) -> Iterator[Layout]:
-    """Yield the layouts that can hold a weight, the cheapest to make first."""
+    """Yield the layouts that can hold a weight; of two that are as fast, the better one first.
+
+    Panels come before what is as fast with the rows that are expected, because they are good with fewer and more as well.
+    """
     yield "nk"
-    yield "kn"
-    if weight.device.type != "cpu" or weight.numel() == 0:
-        return
-    if weight.dtype == torch.float32:
+    on_cpu = weight.device.type == "cpu" and weight.numel() > 0
+    if on_cpu and weight.dtype == torch.float32:
         from .panels import can_panel
 
         if can_panel():
             yield "panels"
+    yield "kn"
+    if not on_cpu:
+        return
+    if weight.dtype == torch.float32:
         # The way back multiplies every element by zeros, too.
         finite = all(math.isfinite(bound) for bound in torch.stack(torch.aminmax(weight)).tolist())
         if finite and mkl.can_pack() and max(*weight.shape, *weight.stride()) <= mkl.LARGEST_INT:

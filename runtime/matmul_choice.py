@@ -33,7 +33,7 @@ ROW_CLASSES = (1, 8, 32, 128, 512)
 _SECONDS_PER_CANDIDATE = 0.006
 _FLOPS_PER_CALL = 6e8
 _LARGEST_WEIGHT_BYTES = 16 << 20
-_FORMAT = 1
+_FORMAT = 2
 _LOCK = threading.Lock()
 _MEASURED: dict[Path, dict[str, Times]] = {}
 
@@ -74,24 +74,29 @@ def times(key: str, candidates: Mapping[str, Callable[[], Sequence[Call]]]) -> T
             with single_thread() as alone:
                 # Time on the CPU leaves out what other processes take, but also what other threads do for a call.
                 clock = time.thread_time if alone else time.perf_counter
-                found = {name: _measure(make(), clock) for name, make in candidates.items()}
+                found = _measure({name: make() for name, make in candidates.items()}, clock)
             # Another process may have written since.
             _MEASURED[path] = {**_read(path), **_MEASURED[path], key: found}
             _write(path, _MEASURED[path])
         return {name: found[name] for name in candidates}
 
 
-def _measure(calls: Sequence[Call], clock: Callable[[], float]) -> float:
-    calls[0]()
-    taken: list[float] = []
-    total = 0.0
-    while len(taken) < 3 or (total < _SECONDS_PER_CANDIDATE and len(taken) < 2 * len(calls)):
-        call = calls[(len(taken) + 1) % len(calls)]
-        start = clock()
-        call()
-        taken.append(clock() - start)
-        total += taken[-1]
-    return statistics.median(taken)
+def _measure(candidates: Mapping[str, Sequence[Call]], clock: Callable[[], float]) -> Times:
+    """Return the median time of each candidate's calls. They take turns: what slows the machine for a while slows all."""
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    for calls in candidates.values():
+        calls[0]()
+    enough, most = _SECONDS_PER_CANDIDATE * len(candidates), 2 * max(len(calls) for calls in candidates.values())
+    turn, total = 0, 0.0
+    while turn < 3 or (total < enough and turn < most):
+        turn += 1
+        for name, calls in candidates.items():
+            call = calls[turn % len(calls)]
+            start = clock()
+            call()
+            taken[name].append(clock() - start)
+            total += taken[name][-1]
+    return {name: statistics.median(found) for name, found in taken.items()}
 
 
 def _path() -> Path:
@@ -106,7 +111,7 @@ def _machine() -> str:
     # Virtual machines call all CPUs by one name, hence the model number and the features.
     wanted = ("model name", "vendor_id", "cpu family", "model\t", "stepping", "flags", "Features", "CPU part")
     facts = sorted({line for line in _lines(Path("/proc/cpuinfo")) if line.startswith(wanted)})
-    text = "\n".join([str(_FORMAT), torch.__version__, *facts])
+    text = "\n".join([str(_FORMAT), torch.__version__, os.environ.get("TRITON_CPU_ISA", ""), *facts])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

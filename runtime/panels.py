@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import math
+import mmap
 
 import torch
 from torch import Tensor
@@ -11,6 +14,8 @@ from torch import Tensor
 from .matmul_choice import second_level_cache_bytes
 from .mkl import Address, NativeCall, row_stride
 from .triton_cpu.panel_product import panel_product
+
+_HUGE_PAGE_BYTES = 2 << 20
 
 
 class PanelMatrix:
@@ -29,8 +34,8 @@ class PanelMatrix:
         n, k = weight.shape
         self._product, self.shape = product, (n, k)
         whole, rest = divmod(n, product.width)
-        self._panels = torch.empty(whole + (rest > 0), k, product.width)
-        self._panels[:whole] = weight[: n - rest].unflatten(0, (whole, product.width)).transpose(1, 2)
+        self._panels = _empty(whole + (rest > 0), k, product.width)
+        self._panels[:whole] = weight[: n - rest].reshape(whole, product.width, k).transpose(1, 2)
         if rest:
             self._panels[whole, :, :rest] = weight[n - rest :].t()
             self._panels[whole, :, rest:] = 0.0
@@ -70,3 +75,14 @@ def padding_ratio(n: int) -> float:
     """Return what fills up the last panel of a weight of `n` rows, as a part of the weight."""
     product = panel_product(n)
     return -n % product.width / n if product else 0.0
+
+
+def _empty(*shape: int) -> Tensor:
+    """Return new memory, float32; much of it in large pages, where the system has some, because products visit every page."""
+    count = math.prod(shape)
+    if 4 * count < _HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape)
+    memory = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32, count=count).view(shape)

@@ -3,11 +3,14 @@
 The weight [N, K] is cut into *panels* of a few vectors of columns, each [K, width] and contiguous, so that all of it is read in
 the order in which it lies. The last panel is filled up with columns of any value.
 
-    for each sweep of rows, for each panel:         a task: threads take them one by one
-        for each chunk of K:                        stays in the first-level cache, or nearly
-            for each block of rows:                 accumulators stay in registers
-                sums = x[rows, chunk] @ panel[chunk]
-                out = sums, or out + sums
+    for each slab of K:                                 all of it, if there are few rows
+        for each sweep of rows, for each panel:         a task: threads take them one by one
+            for each chunk of the slab:                 stays in the caches
+                for each block of rows:                 accumulators stay in registers
+                    sums = x[rows, chunk] @ panel[chunk]
+                    out = sums, or out + sums
+
+The part of x that belongs to a slab and a sweep stays in the second-level cache while all panels pass.
 
 A forward pass sweeps through all its weights before it comes back to one, so that each comes from memory. With few rows,
 reading it takes as long as multiplying by it, and what counts is that both happen at once: while a chunk is multiplied, the
@@ -17,6 +20,7 @@ one after it is fetched into the second-level cache, a few lines in each iterati
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import jit
@@ -30,15 +34,19 @@ ENTRY = "panel_product"
 THREADS = "graphwright_threads"
 """Symbol that the code calls to learn how many threads to use: `int threads(void)`."""
 
-PLAN = struct.Struct("<11q")
+PLAN = struct.Struct("<12q")
 """What the code must know of a product, in the order of `PLAN_FIELDS`."""
 
-PLAN_FIELDS = ("k", "n", "panels", "chunk", "m", "x.row", "out.row", "accumulate", "sweep", "tasks", "parallel")
+PLAN_FIELDS = ("k", "n", "panels", "chunk", "m", "x.row", "out.row", "accumulate", "slab", "sweep", "tasks", "parallel")
 """Sizes K and N; number of panels; K of a chunk; size M; bytes from row to row of x and of the result; 1 to add to the result;
-rows of a sweep; panels times sweeps; 1 to use several threads."""
+K of a slab; rows of a sweep; panels times sweeps; 1 to use several threads."""
 
 LINE_BYTES = 64
 UNROLL = 4
+
+# On the caller's stack, so that overlapping calls do not meet: the next task, x, out, panels, plan, where the slab starts.
+_CONTEXT_FIELDS = ("next", "x", "out", "weight", "plan", "k.start")
+_FIELD_TYPES = dict.fromkeys(("x", "out", "weight", "plan"), "ptr")
 
 _SECOND_LEVEL = 2
 _FIRST_LEVEL = 3
@@ -166,6 +174,15 @@ def _prefetch(e: Emitter, address: Text, level: int, *, write: bool = False) -> 
     e.call("void", "llvm.prefetch.p0", [("ptr", address), ("i32", str(int(write))), ("i32", str(level)), ("i32", "1")])
 
 
+def _fields(struct: str, names: Sequence[str], *, load: bool = True) -> str:
+    """Text that reads 64-bit fields: %name, and its address %name.struct."""
+    lines = []
+    for i, name in enumerate(names):
+        lines.append(f"  %{name}.{struct} = getelementptr i64, ptr %{struct}, i64 {i}")
+        lines += [f"  %{name} = load {_FIELD_TYPES.get(name, 'i64')}, ptr %{name}.{struct}"] if load else []
+    return "\n".join(lines)
+
+
 def _worker(block: Block) -> str:
     """Text of the function that each thread runs: take a task, until none is left.
 
@@ -173,10 +190,6 @@ def _worker(block: Block) -> str:
     its blocks, because a block of few rows is slow.
     """
     counts = range(1, block.rows + 1)
-    fields = "\n".join(
-        f"  %{name}.in = getelementptr i64, ptr %plan, i64 {i}\n  %{name} = load i64, ptr %{name}.in"
-        for i, name in enumerate(PLAN_FIELDS)
-    )
     cases = "\n".join(f"    i64 {rows}, label %rows{rows}" for rows in counts)
     calls = "\n".join(f"rows{rows}:\n  call void @rows{rows}({_BLOCK_ARGUMENTS})\n  br label %block.done" for rows in counts)
     row_bytes = 4 * block.width
@@ -186,15 +199,14 @@ declare i64 @llvm.umin.i64(i64, i64)
 
 define internal void @worker(ptr %context) {{
 entry:
-  %x.in.context = getelementptr i64, ptr %context, i64 1
-  %x = load ptr, ptr %x.in.context
-  %out.in.context = getelementptr i64, ptr %context, i64 2
-  %out = load ptr, ptr %out.in.context
-  %weight.in.context = getelementptr i64, ptr %context, i64 3
-  %weight = load ptr, ptr %weight.in.context
-  %plan.in.context = getelementptr i64, ptr %context, i64 4
-  %plan = load ptr, ptr %plan.in.context
-{fields}
+{_fields("context", _CONTEXT_FIELDS)}
+{_fields("plan", PLAN_FIELDS)}
+  %k.rest = sub i64 %k, %k.start
+  %k.slab = call i64 @llvm.umin.i64(i64 %k.rest, i64 %slab)
+  %k.end = add i64 %k.start, %k.slab
+  %later = icmp ne i64 %k.start, 0
+  %add.first = select i1 %later, i64 1, i64 %accumulate
+  %start.offset = mul i64 %k.start, {row_bytes}
   %panel.bytes = mul i64 %k, {row_bytes}
   %first = atomicrmw add ptr %context, i64 1 monotonic
   br label %task.head
@@ -216,7 +228,8 @@ task.body:
   %panel.offset = mul i64 %panel, %panel.bytes
   %panel.at = getelementptr i8, ptr %weight, i64 %panel.offset
   %next.panel = urem i64 %following, %panels
-  %next.panel.offset = mul i64 %next.panel, %panel.bytes
+  %next.panel.start = mul i64 %next.panel, %panel.bytes
+  %next.panel.offset = add i64 %next.panel.start, %start.offset
   %next.panel.at = getelementptr i8, ptr %weight, i64 %next.panel.offset
   %last.task = icmp sge i64 %following, %tasks
   %column = mul i64 %panel, {block.width}
@@ -230,16 +243,16 @@ task.body:
   %out.first = getelementptr float, ptr %out.sweep, i64 %column
   br label %chunk.body
 chunk.body:
-  %k.at = phi i64 [ 0, %task.body ], [ %k.next, %chunk.done ]
-  %add = phi i64 [ %accumulate, %task.body ], [ 1, %chunk.done ]
-  %k.left = sub i64 %k, %k.at
+  %k.at = phi i64 [ %k.start, %task.body ], [ %k.next, %chunk.done ]
+  %add = phi i64 [ %add.first, %task.body ], [ 1, %chunk.done ]
+  %k.left = sub i64 %k.end, %k.at
   %depth = call i64 @llvm.umin.i64(i64 %k.left, i64 %chunk)
   %k.next = add i64 %k.at, %depth
   %chunk.offset = mul i64 %k.at, {row_bytes}
   %chunk.at = getelementptr i8, ptr %panel.at, i64 %chunk.offset
   %next.chunk.offset = mul i64 %k.next, {row_bytes}
   %next.chunk.at = getelementptr i8, ptr %panel.at, i64 %next.chunk.offset
-  %last.chunk = icmp eq i64 %k.next, %k
+  %last.chunk = icmp eq i64 %k.next, %k.end
   %ahead = select i1 %last.chunk, ptr %next.panel.at, ptr %next.chunk.at
   %nothing.ahead = and i1 %last.chunk, %last.task
   %iterations = udiv i64 %depth, {UNROLL}
@@ -282,36 +295,44 @@ leave:
 """
 
 
-# The context, on the caller's stack so that overlapping calls do not meet: the next task, x, out, panels, plan.
 _ENTRY_TEXT = f"""\
 declare void @{PARALLEL}(ptr, ptr, i32, i32)
 declare i32 @{THREADS}()
 
 define void @{ENTRY}(ptr %x, ptr %out, ptr %weight, ptr %plan) {{
 entry:
-  %context = alloca [5 x i64], align 64
-  store i64 0, ptr %context
-  %x.in = getelementptr i64, ptr %context, i64 1
-  store ptr %x, ptr %x.in
-  %out.in = getelementptr i64, ptr %context, i64 2
-  store ptr %out, ptr %out.in
-  %weight.in = getelementptr i64, ptr %context, i64 3
-  store ptr %weight, ptr %weight.in
-  %plan.in = getelementptr i64, ptr %context, i64 4
-  store ptr %plan, ptr %plan.in
-  %parallel.in = getelementptr i64, ptr %plan, i64 {PLAN_FIELDS.index("parallel")}
-  %parallel = load i64, ptr %parallel.in
+  %context = alloca [{len(_CONTEXT_FIELDS)} x i64], align 64
+{_fields("context", _CONTEXT_FIELDS, load=False)}
+{_fields("plan", PLAN_FIELDS)}
+  store ptr %x, ptr %x.context
+  store ptr %out, ptr %out.context
+  store ptr %weight, ptr %weight.context
+  store ptr %plan, ptr %plan.context
   %wanted = icmp ne i64 %parallel, 0
-  br i1 %wanted, label %ask, label %here
+  br i1 %wanted, label %ask, label %begin
 ask:
-  %threads = call i32 @{THREADS}()
+  %available = call i32 @{THREADS}()
+  br label %begin
+begin:
+  %threads = phi i32 [ 1, %entry ], [ %available, %ask ]
   %alone = icmp sle i32 %threads, 1
+  br label %slab.body
+slab.body:
+  %k.start = phi i64 [ 0, %begin ], [ %k.end, %slab.done ]
+  store i64 0, ptr %next.context
+  store i64 %k.start, ptr %k.start.context
   br i1 %alone, label %here, label %team
 here:
   call void @worker(ptr %context)
-  ret void
+  br label %slab.done
 team:
   call void @{PARALLEL}(ptr @worker, ptr %context, i32 %threads, i32 0)
+  br label %slab.done
+slab.done:
+  %k.end = add i64 %k.start, %slab
+  %more = icmp slt i64 %k.end, %k
+  br i1 %more, label %slab.body, label %done
+done:
   ret void
 }}
 """

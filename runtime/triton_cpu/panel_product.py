@@ -10,6 +10,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import llvmlite
 
@@ -23,16 +24,18 @@ from .worker import PARALLEL, SERIAL_WORK_NS
 _BLOCKS = {"avx512": (Block(8, 3, 16), Block(6, 4, 16), Block(12, 2, 16)), "avx2": (Block(6, 2, 8),)}
 """The blocks of each instruction set, the fastest first."""
 
-_CHUNK_DEPTH = 256
-"""K of a chunk. Panels of 48 columns then fill a first-level cache of 48 KiB, as they do the half of 256 KiB's second level."""
+_CHUNK_DEPTH = 384
+"""K of a chunk. It bounds the error of a sum as well, because each chunk has its own."""
 
-_FEWEST_SWEEP_ROWS = 64
+_FEW_ROWS, _SWEEP_ROWS = 64, 128
+"""Up to `_FEW_ROWS`, all of K is one slab; slabs leave room for `_SWEEP_ROWS` rows in the second-level cache."""
+
 _FLOPS_PER_NS = 100
 _BYTES_PER_NS = 12
 
 _OBJECT = "panel_product.cpuobj"
 
-Call = Callable[[int, int, int, int], None]
+Call = Callable[..., None]
 
 
 class PanelProduct:
@@ -46,7 +49,8 @@ class PanelProduct:
     def __init__(self, isa: Isa, block: Block) -> None:
         self.width = block.width
         launches = launch_code()
-        threads = ctypes.cast(launches.thread_count, ctypes.c_void_p).value or 0
+        count: Any = launches.thread_count
+        threads = ctypes.cast(count, ctypes.c_void_p).value or 0
         code = jit.load(_object_code(module_text(isa, block), isa), {PARALLEL: launches.parallel, THREADS: threads})
         pointer = ctypes.c_void_p
         self.call: Call = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, pointer)(code.function(ENTRY))
@@ -68,12 +72,15 @@ class PanelProduct:
             cache_bytes: size of the second-level cache of a core.
         """
         panels = -(-n // self.width)
-        chunk = _share(k, _CHUNK_DEPTH, UNROLL)
-        sweep = _share(m, max(_FEWEST_SWEEP_ROWS, cache_bytes // 4 // (4 * k)), self._rows)
+        floats = cache_bytes // 2 // 4
+        slab = k if m <= _FEW_ROWS else _share(k, max(_CHUNK_DEPTH, floats // min(m, _SWEEP_ROWS)), UNROLL)
+        chunk = _share(slab, _CHUNK_DEPTH, UNROLL)
+        sweep = _share(m, max(_FEW_ROWS, floats // slab), self._rows)
         tasks = panels * -(-m // sweep)
         work_ns = max(2 * m * n * k / _FLOPS_PER_NS, 4 * n * k / _BYTES_PER_NS)
         parallel = tasks > 1 and work_ns > SERIAL_WORK_NS
-        packed = PLAN.pack(k, n, panels, chunk, m, 4 * x_stride, 4 * out_stride, accumulate, sweep, tasks, parallel)
+        strides = (4 * x_stride, 4 * out_stride)
+        packed = PLAN.pack(k, n, panels, chunk, m, *strides, accumulate, slab, sweep, tasks, parallel)
         return ctypes.create_string_buffer(packed, len(packed))
 
 

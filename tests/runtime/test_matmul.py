@@ -255,7 +255,9 @@ def test_the_choice_is_measured_once(cache, monkeypatch, generator):
     weight = torch.randn(96, 64, generator=generator)
     measured: list[int] = []
     measure = matmul_choice._measure
-    monkeypatch.setattr(matmul_choice, "_measure", lambda calls, clock: measured.append(len(calls)) or measure(calls, clock))
+    monkeypatch.setattr(
+        matmul_choice, "_measure", lambda calls, clock: measured.extend(map(len, calls.values())) or measure(calls, clock)
+    )
     first = prepare_weight(weight, rows=(1, 100))
     (file,) = cache.iterdir()
     stored = json.loads(file.read_text())
