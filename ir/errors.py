@@ -6,6 +6,7 @@
     ├── PassError        a pass cannot do what it was asked to
     │   └── PlanError    a plan does not fit the graph
     ├── LoweringError    no kernel or call can be made for an operation
+    ├── ExportError      a model cannot be written in another form, such as ONNX
     ├── InputError       arguments of a compiled model are not what it was compiled for (also a ValueError)
     ├── ArtifactError    a file is not a whole, fitting artifact
     └── OptionError      an option or its value is unknown (also a ValueError)
@@ -39,6 +40,10 @@ class PlanError(PassError):
 
 class LoweringError(GraphwrightError):
     """No kernel or call can be made for an operation."""
+
+
+class ExportError(GraphwrightError):
+    """A model cannot be written in another form, such as ONNX."""
 
 
 class InputError(GraphwrightError, ValueError):
