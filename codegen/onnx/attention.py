@@ -1,0 +1,107 @@
+"""`graphwright::attention` as ONNX's Attention, with its mask written out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from graphwright.ir.analyses import index as ix
+from graphwright.ir.ops.attention import SIZES, operand_name, operand_type
+
+from .calls import onnx_call
+from .masks import ExpressionWriter
+
+_CAUSAL = ix.parse("q - k >= 0")
+
+
+class AttentionWriter:
+    """Writes the attentions of one program; those that have the same mask share what is written of it."""
+
+    def __init__(self) -> None:
+        self._masks: dict[Any, torch.Tensor] = {}
+
+    def write(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        operands: list[torch.Tensor],
+        sink: torch.Tensor | None,
+        *,
+        heads: tuple[int, int],
+        read: Any,
+        predicate: str = "",
+        bias: str = "",
+        scale: float,
+        softcap: float = 0.0,
+    ) -> torch.Tensor:
+        """Return the attention's result, [B, S, H * Dv].
+
+        Heads lie side by side among the features, as projections leave them: onnxruntime runs this form fastest.
+
+        Args:
+            q: [B, S, H * D].
+            k: [B, T, Hk * D].
+            v: [B, T, Hk * Dv].
+            operands: what the expressions read.
+            sink: [H], or None.
+            heads: H and Hk.
+            read: what tells the operands of one attention from those of another.
+            predicate: where keys are visible; see `graphwright.ir.ops.attention`.
+            bias: what is added to the scores.
+            scale: factor of the scores.
+            softcap: what the scores are bent to, 0 for not.
+
+        Raises:
+            ExportError: the mask has no form in ONNX.
+        """
+        query_heads, key_heads = heads
+        shape = (q.shape[0], query_heads, q.shape[1], k.shape[1])
+        attributes: dict[str, Any] = {"scale": scale, "q_num_heads": query_heads, "kv_num_heads": key_heads}
+        if softcap:
+            attributes["softcap"] = softcap
+        visible = ix.parse(predicate, _types(operands)) if predicate else ix.TRUE
+        inputs = [q, k, v]
+        width = v.shape[2] // key_heads * query_heads
+        # ONNX's own causality counts from the first query and key, as long as there are as many of both.
+        if visible is _CAUSAL and not bias and sink is None and statically_known_true(shape[2] == shape[3]):
+            attributes["is_causal"] = 1
+        elif visible is not ix.TRUE or bias or sink is not None:
+            at = (predicate, bias, read, query_heads, *map(str, shape), q.dtype, id(sink))
+            if at not in self._masks:
+                self._masks[at] = _mask(shape, operands, visible, bias, sink, q)
+            inputs = [q, *((_longer(k), _longer(v)) if sink is not None else (k, v)), self._masks[at]]
+        return onnx_call("Attention", inputs, attributes, q.dtype, (shape[0], shape[2], width))
+
+
+def _mask(
+    shape: tuple[Any, ...], operands: list[torch.Tensor], visible: ix.Expr, bias: str, sink: torch.Tensor | None, q: torch.Tensor
+) -> torch.Tensor:
+    """Return the mask: bool, or numbers that are added to the scores.
+
+    onnxruntime wants the last two dimensions in full; batch and heads may be 1.
+    """
+    loads = {operand_name(at): operand for at, operand in enumerate(operands)}
+    writer = ExpressionWriter(dict(zip(SIZES, shape, strict=True)), shape, loads, q.device)
+    mask = writer.write(visible)
+    if bias or sink is not None:
+        added = writer.write(ix.parse(bias, _types(operands))).to(q.dtype) if bias else q.new_zeros(())
+        mask = added if visible is ix.TRUE else torch.where(mask, added, -torch.inf)
+    mask = mask.expand((*mask.shape[:2], *shape[2:]))
+    if sink is None:
+        return mask
+    # A key of zeros has the score 0 before the mask, so that the mask's last column is the sink's score; its value is 0.
+    mask = mask.expand(-1, shape[1], -1, -1)
+    column = sink.to(q.dtype).reshape(1, -1, 1, 1).expand((*mask.shape[:3], 1))
+    return torch.cat((mask, column), -1)
+
+
+def _longer(x: torch.Tensor) -> torch.Tensor:
+    """Return x [B, T, E] with a token of zeros behind."""
+    return torch.cat((x, x.new_zeros((x.shape[0], 1, x.shape[2]))), 1)
+
+
+def _types(operands: list[torch.Tensor]) -> dict[str, ix.Type]:
+    return {operand_name(at): operand_type(operand.dtype) for at, operand in enumerate(operands)}

@@ -1,0 +1,169 @@
+"""Running a program with its operations replaced by what ONNX has, so that PyTorch's exporter can trace it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphwright.ir import dialect
+from graphwright.ir.diagnostics import at_node
+from graphwright.ir.errors import ExportError
+from graphwright.ir.ops.definition import NAMESPACE
+from graphwright.ir.program import Program, calls
+
+from .attention import AttentionWriter
+from .calls import onnx_call
+from .ops import LOWERINGS, repeats_its_half
+
+aten = torch.ops.aten
+_SWAP = [0, 2, 1, 3]
+
+
+class Writer(torch.nn.Module):
+    """The program as a module of ATen operations and calls of ONNX operators.
+
+    Args:
+        program: after all passes.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+        self.graph_module = program.module()
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return those of the program's results that are tensors."""
+        results = _Run(self.graph_module, self.program).run(*tensors)
+        return tuple(result for result in results if isinstance(result, torch.Tensor))
+
+
+def refuse_unknown(program: Program) -> None:
+    """Raise for the first operation of the dialect that has no form in ONNX.
+
+    Raises:
+        ExportError: there is one.
+    """
+    for node in calls(program.graph):
+        if node.target.namespace == NAMESPACE and node.target not in (dialect.attention, *LOWERINGS):
+            known = ", ".join(sorted(target.name() for target in (dialect.attention, *LOWERINGS)))
+            raise at_node(
+                ExportError(
+                    f"{node.target.name()} has no form in ONNX; those of the dialect that have one: {known}. Export the model "
+                    "without the pass that put it there."
+                ),
+                program,
+                node,
+            )
+
+
+class _Run(fx.Interpreter):
+    """Runs the program's nodes, and keeps the heads of attentions among the features where it can.
+
+    A node that stands for [B, H, S, D] may have a second form, [B, S, H * D]: that of the projection it is a view of. Rotary
+    embeddings and attention take and give this form, so that tensors need not be laid out anew between them.
+    """
+
+    def __init__(self, module: fx.GraphModule, program: Program) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.program = program
+        self.attention = AttentionWriter()
+        self.flat: dict[fx.Node, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Return the value of a node."""
+        try:
+            if n.op == "call_function":
+                if n.target is dialect.attention:
+                    return self._by_head(n, self._attention(n))
+                if n.target is dialect.rotary and (flat := self._rotary(n)) is not None:
+                    return self._by_head(n, flat)
+                if n.target is dialect.rms_norm and (flat := self._norm(n)) is not None:
+                    return self._by_head(n, flat)
+                if (flat := self._merged_again(n)) is not None:
+                    return flat
+                if n.target in LOWERINGS:
+                    args, kwargs = self.fetch_args_kwargs_from_env(n)
+                    return LOWERINGS[n.target](*args, **kwargs)
+            return super().run_node(n)
+        except ExportError as error:
+            raise at_node(error, self.program, n) from None
+
+    def _by_head(self, node: fx.Node, flat: torch.Tensor) -> torch.Tensor:
+        """Return [B, H, S, D] of [B, S, H * D]; where nobody needs it, it is not exported."""
+        self.flat[node] = flat
+        return flat.reshape(flat.shape[0], flat.shape[1], node.meta["val"].shape[1], -1).permute(_SWAP)
+
+    def _flat(self, node: fx.Node) -> torch.Tensor | None:
+        """Return [B, S, H * D] of a node that is [B, H, S, D], if it is at hand."""
+        if node not in self.flat and node.target is aten.permute.default and list(node.args[1]) == _SWAP:  # type: ignore[arg-type]
+            inner: Any = node.args[0]
+            value = self.env[inner]
+            source = inner.args[0] if inner.op == "call_function" and inner.target in _RESHAPES else None
+            if source is not None and source.meta["val"].dim() == 3 and _same_rows(self.env[source], value):
+                self.flat[node] = self.env[source]
+            else:
+                self.flat[node] = value.reshape(value.shape[0], value.shape[1], -1)
+        return self.flat.get(node)
+
+    def _merged_again(self, node: fx.Node) -> torch.Tensor | None:
+        """Return the flat form where a node is that of a node that has one: reshape(permute(x), [B, S, H * D])."""
+        inner: Any = node.args[0] if node.args else None
+        if node.target not in _RESHAPES or inner.target is not aten.permute.default or list(inner.args[1]) != _SWAP:
+            return None
+        flat = self.flat.get(inner.args[0])
+        shape = node.meta["val"].shape
+        if flat is None or len(shape) != 3:
+            return None
+        expected = self.program.shape(inner)
+        return flat if self.program.shape(node) == (expected[0], expected[1], expected[2] * expected[3]) else None
+
+    def _attention(self, node: fx.Node) -> torch.Tensor:
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        values, operands, sink = args[:3], args[3], args[4] if len(args) > 4 else None
+        flat = []
+        for source, value in zip(node.args[:3], values, strict=True):
+            found = self._flat(source)  # type: ignore[arg-type]
+            flat.append(value.permute(_SWAP).reshape(value.shape[0], value.shape[2], -1) if found is None else found)
+        heads = (int(values[0].shape[1]), int(values[1].shape[1]))
+        return self.attention.write(*flat, operands, sink, heads=heads, read=tuple(node.args[3]), **kwargs)  # type: ignore[arg-type]
+
+    def _norm(self, node: fx.Node) -> torch.Tensor | None:
+        """Return the norm of each head's features, [B, S, H * D]; None where there are no heads."""
+        source: Any = node.args[0]
+        flat = self._flat(source) if source.meta["val"].dim() == 4 else None
+        if flat is None:
+            return None
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        split = flat.reshape(flat.shape[0], flat.shape[1], source.meta["val"].shape[1], -1)
+        return LOWERINGS[node.target](split, *args[1:], **kwargs).reshape(flat.shape[0], flat.shape[1], -1)
+
+    def _rotary(self, node: fx.Node) -> torch.Tensor | None:
+        """Return a rotary embedding as RotaryEmbedding, [B, S, H * D]; None where it has another form."""
+        source: Any = node.args[0]
+        tables: Any = node.args[1:3]
+        value = source.meta["val"]
+        whole = node.kwargs.get("rotated") in (None, value.shape[-1])
+        if node.kwargs.get("interleaved") or not whole or value.dim() != 4 or not all(map(repeats_its_half, tables)):
+            return None
+        half = value.shape[-1] // 2
+        if any(table.meta["val"].dim() != 4 or table.meta["val"].shape[1] != 1 for table in tables):
+            return None
+        if any(table.meta["val"].dtype != value.dtype for table in tables):
+            return None
+        flat = self._flat(source)
+        if flat is None:
+            return None
+        batch, tokens = flat.shape[:2]
+        caches = [self.env[table][:, 0, :, :half].expand(batch, tokens, half) for table in tables]
+        attributes = {"num_heads": int(value.shape[1])}
+        return onnx_call("RotaryEmbedding", [flat, *caches], attributes, value.dtype, flat.shape)
+
+
+_RESHAPES = frozenset({aten.reshape.default, aten.view.default, aten._unsafe_view.default})
+
+
+def _same_rows(source: torch.Tensor, split: torch.Tensor) -> bool:
+    """Return whether [B, S, H, D] is [B, S, E] with only its features split."""
+    return all(a is b or str(a) == str(b) for a, b in zip(source.shape[:2], split.shape[:2], strict=True))
