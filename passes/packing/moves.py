@@ -54,9 +54,9 @@ class Moves:
             user: what reads it.
 
         Raises:
-            NotPackable: it is laid out in a way that is not known.
+            NotPackable: it is laid out in a way that is not known; what cannot be packed then is `user`.
         """
-        batch, token = self._dim(node, Label.BATCH), self._dim(node, Label.TOKEN)
+        batch, token = self._dim(node, Label.BATCH, user), self._dim(node, Label.TOKEN, user)
         if batch is not None and token is not None and batch != token:
             moved = self._front(node, [batch, token])
             rest = list(moved.meta["val"].shape[2:])
@@ -77,8 +77,11 @@ class Moves:
         Args:
             packed: the packed form of `node`.
             node: a padded tensor.
+
+        Raises:
+            NotPackable: it is laid out in a way that is not known.
         """
-        batch, token = self._dim(node, Label.BATCH), self._dim(node, Label.TOKEN)
+        batch, token = self._dim(node, Label.BATCH, node), self._dim(node, Label.TOKEN, node)
         assert batch is not None
         assert token is not None
         if batch == token:
@@ -89,13 +92,15 @@ class Moves:
         taken = self._program.call(dialect.take_rows, rows, self._part("places"), like=node)
         return self._back(taken, [batch, token], node)
 
-    def _dim(self, node: fx.Node, label: Label) -> int | None:
+    def _dim(self, node: fx.Node, label: Label, user: fx.Node) -> int | None:
         found = [(d, dim) for d, dim in enumerate(self._factors[node]) if has([dim], label)]
         if not found:
             return None
         ((d, dim),) = found if len(found) == 1 else [(0, ())]
         if labels(dim) not in ((label,), (Label.BATCH, Label.TOKEN)) or len(dim) != len(labels(dim)):
-            raise NotPackable(node.name, f"its {label.value} axis is in one dimension with another, or there twice")
+            raise NotPackable(
+                user.name, f"the {label.value} axis of %{node.name} is in one dimension with another, or there twice"
+            )
         return d
 
     def _token_dim(self, node: fx.Node, user: fx.Node) -> int:
@@ -104,7 +109,7 @@ class Moves:
         tokens = [d for d, dim in enumerate(dims) if labels(dim) == (Label.TOKEN,)]
         place = tokens[0] - (len(dims) - node.meta["val"].dim()) if len(tokens) == 1 else -1
         if place < 0 or node.meta["val"].shape[place] != 1:
-            raise NotPackable(node.name, f"it has sequences and no tokens, and %{user.name} has tokens elsewhere")
+            raise NotPackable(user.name, f"it reads %{node.name}, which has other features where this has tokens")
         return place
 
     def _take(self, node: fx.Node, part: Part, like: fx.Node) -> fx.Node:

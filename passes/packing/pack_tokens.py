@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from graphwright.ir.errors import OptionError, PlanError
 from graphwright.ir.packing import LARGEST_MULTIPLE, Packing, Part
 from graphwright.ir.program import Dimension, Program, dimension_symbol
 from graphwright.passes.base import Context, Decision, Fidelity, Pass, Plan, Refusal
-from graphwright.passes.local import Places, erase_unused
+from graphwright.passes.local import Places
 
 from .moves import Moves
 from .region import RESHAPING, NotPackable, Region, find_region, has_both, why_not_local
@@ -41,11 +42,11 @@ class PackTokens(Pass):
     Applies when: every attention hides the keys where an input [batch, tokens] is 0 (or, for all of them, where it is 1), and
         no others. Tokens may be anywhere in their row.
     Applies when: all else that depends on tokens is computed for each alone, or takes tokens at fixed positions, or is taken
-        over tokens of what the mask made 0 elsewhere.
+        over tokens of what the mask made 0, or another number, elsewhere. Before the first attention, anything.
 
     Declines when: there is no such input, or the number of sequences or of tokens is fixed.
     Declines when: an attention has a bias or a sink, hides keys by their position, or is not recognised.
-    Declines when: another operation mixes tokens, such as a convolution or a mean over padding too.
+    Declines when: behind an attention another operation mixes tokens, such as a convolution or a mean over padding too.
 
     Fidelity: the same sums in another order. The mask has to be of zeros and ones. Results at padded positions are 0, so are
         all of a sequence without tokens, and what is computed of such a position alone follows from that 0.
@@ -75,17 +76,34 @@ class PackTokens(Pass):
         if program.signature.packing is not None:
             return Plan(self.name, (), ())
         try:
-            region = find_region(program)
-            if region is None:
-                return Plan(self.name, (), ())
-            # What can be found out only by doing it is found out before it is promised.
-            _Rewrite(program.copy(), self.name, region.mask.name, [n.name for n in region.nodes], self.multiple).run()
+            region = self._region(program)
         except NotPackable as found:
             return Plan(self.name, (), (Refusal(found.where, str(found)),))
+        if region is None:
+            return Plan(self.name, (), ())
         attentions = sum(node.target is dialect.attention for node in region.nodes)
         why = f"{len(region.nodes)} operations on tokens, {attentions} of them attention, need no padding"
         detail = {"multiple": self.multiple, "nodes": [node.name for node in region.nodes]}
         return Plan(self.name, (Decision(region.mask.name, "pack the tokens that the mask keeps", why, detail),), ())
+
+    def _region(self, program: Program) -> Region | None:
+        """Return what is packed, tried out: nodes that cannot be after all are left padded, where that is possible.
+
+        Raises:
+            NotPackable: it is not.
+        """
+        region = find_region(program)
+        while region is not None:
+            try:
+                _Rewrite(program.copy(), self.name, region.mask.name, [n.name for n in region.nodes], self.multiple).run()
+            except NotPackable as found:
+                rest = [node for node in region.nodes if node.name != found.where]
+                if len(rest) == len(region.nodes):
+                    raise
+                region = find_region(program, among=rest)
+            else:
+                break
+        return region
 
     def apply(self, program: Program, plan: Plan) -> Program:
         """Return the program with the plan's nodes computed for packed tokens.
@@ -110,12 +128,12 @@ class _Rewrite:
 
     def __init__(self, program: Program, pass_name: str, mask: str, nodes: list[str], multiple: int) -> None:
         places = Places(program.graph, pass_name)
-        region = find_region(program)
-        if region is None or region.mask is not places[mask]:
-            raise PlanError(f"{pass_name}: %{mask} is not the mask of every attention: plan again")
+        wanted = [places[name] for name in nodes]
+        region = find_region(program, among=wanted)
+        if region is None or region.mask is not places[mask] or len(region.nodes) != len(wanted):
+            raise PlanError(f"{pass_name}: %{mask} is not the mask of every attention, or a node is none of tokens: plan again")
         self.program = program
         self.region: Region = region
-        self.nodes = [places[name] for name in nodes]
         self.parts = _Parts(program, region, multiple)
         self.moves = Moves(program, region.axes, self.parts.get)
         self.packed: dict[fx.Node, fx.Node] = {}
@@ -123,19 +141,18 @@ class _Rewrite:
 
     def run(self) -> None:
         """Rewrite."""
-        wanted = set(self.nodes)
-        for node in self.nodes:
+        nodes = self.region.nodes
+        for node in nodes:
             with self.program.graph.inserting_before(node):
                 self.packed[node] = self._copy(node)
-        for node in self.nodes:
-            users = [user for user in node.users if user not in wanted]
-            if users and isinstance(node.meta["val"], torch.Tensor):
-                with self.program.graph.inserting_before(node):
-                    padded = self.moves.unpack(self.packed[node], node)
-                for user in users:
-                    user.replace_input_with(node, padded)
+        inside = set(nodes)
+        for node in self.region.exits:
+            with self.program.graph.inserting_before(node):
+                padded = self.moves.unpack(self.packed[node], node)
+            for user in [user for user in node.users if user not in inside]:
+                user.replace_input_with(node, padded)
         self.parts.finish()
-        erase_unused(self.program, reversed(self.nodes))
+        self.program.drop_unused()
 
     def _longest(self, multiple: int) -> fx.Node:
         """Return the node of the most rows of a sequence, or of those that stand for nothing."""
@@ -163,16 +180,17 @@ class _Rewrite:
         if operand in self.packed:
             return self.packed[operand]
         if not isinstance(operand.meta.get("val"), torch.Tensor):
-            raise NotPackable(operand.name, f"%{user.name} reads it, and it is not packed")
+            raise NotPackable(user.name, f"it reads %{operand.name}, which is not packed")
         if not self.moves.is_padded(operand):
             return operand
         axes = self.region.axes
         is_plain = operand.op == "call_function" and operand not in axes.generators | axes.main and axes.local(operand)
         if is_plain and has_both(axes, operand) and operand.all_input_nodes and not why_not_local(operand):
             # What many read, such as an embedding of types, is computed for packed tokens too.
-            packed = self._copy(operand)
-        else:
-            packed = self.moves.pack(operand, user)
+            with contextlib.suppress(NotPackable):
+                self.packed[operand] = self._copy(operand)
+                return self.packed[operand]
+        packed = self.moves.pack(operand, user)
         self.packed[operand] = packed
         return packed
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from graphwright.ir import dialect
-from graphwright.ir.analyses.axes import Axes, Label, Mixing, analyse_axes
+from graphwright.ir.analyses.axes import Axes, Label, analyse_axes
 from graphwright.ir.analyses.axes_registry import arguments, op_name
 from graphwright.ir.program import Program, calls
 from graphwright.passes.local import is_random
@@ -43,16 +44,23 @@ class Region:
         mask: the input [batch, tokens] that says which tokens are there.
         hidden: its element, 0 or 1, where there is none.
         nodes: what depends on what tokens hold, and is computed for packed tokens; in the graph's order.
+        exits: those of `nodes` whose padded form other nodes read, or the caller, and that depend on an attention. What does
+            not is computed for padding too where that is asked for.
     """
 
     axes: Axes
     mask: fx.Node
     hidden: int
     nodes: tuple[fx.Node, ...]
+    exits: tuple[fx.Node, ...]
 
 
-def find_region(program: Program) -> Region | None:
+def find_region(program: Program, *, among: Collection[fx.Node] | None = None) -> Region | None:
     """Return what can be packed; None where there is no attention.
+
+    Args:
+        program: the program.
+        among: pack no other nodes than these; None for all that can be.
 
     Raises:
         NotPackable: there is attention, but padding cannot be left out.
@@ -68,18 +76,42 @@ def find_region(program: Program) -> Region | None:
     if len(masks) > 1:
         raise NotPackable(list(masks.values())[1].name, "attentions differ in their masks")
     (mask, hidden) = next(iter(masks))
-    for node, mixing in axes.mixing.items():
-        if node.target is not dialect.attention:
-            _check_mixing(axes, mask, hidden, node, mixing)
-    nodes = []
+    nodes = [
+        node for node in program.graph.nodes if (among is None or node in among) and _is_packable(axes, mask, hidden, node)
+    ]
+    return Region(axes, mask, hidden, tuple(nodes), tuple(_exits(program, axes, mask, hidden, nodes)))
+
+
+def _is_packable(axes: Axes, mask: fx.Node, hidden: int, node: fx.Node) -> bool:
+    """Return whether a node depends on what tokens hold, and can be computed for packed tokens."""
+    if node not in axes.main or not _is_token_tensor(axes, node):
+        return False
+    if node.target is dialect.attention:
+        return True
+    # What the mask makes another number than 0 is made when it is padded again.
+    return node not in axes.mixing and not why_not_local(node) and value_at_padding(node, mask, hidden) in (None, 0)
+
+
+def _exits(program: Program, axes: Axes, mask: fx.Node, hidden: int, nodes: list[fx.Node]) -> Iterator[fx.Node]:
+    """Yield the nodes that have to be padded again.
+
+    Raises:
+        NotPackable: something would read what eager computes for padding, which is then 0.
+    """
+    inside, after = set(nodes), set[fx.Node]()
     for node in program.graph.nodes:
-        local = node.target is dialect.attention or node not in axes.mixing
-        if node in axes.main and local and _is_token_tensor(axes, node):
-            reason = why_not_local(node)
-            if reason:
-                raise NotPackable(node.name, reason)
-            nodes.append(node)
-    return Region(axes, mask, hidden, tuple(nodes))
+        if node.target is dialect.attention or any(n in after for n in node.all_input_nodes):
+            after.add(node)
+    for node in nodes:
+        outside = [user for user in node.users if user not in inside]
+        if node not in after or not outside:
+            continue
+        for user in outside if value_at_padding(node, mask, hidden) != 0 else ():
+            takes = op_name(user) in ("select", "slice") and user in axes.mixing and axes.mixing[user].kind == "select"
+            if user.op != "output" and not takes and value_at_padding(user, mask, hidden) is None:
+                reason = str(axes.mixing.get(user) or why_not_local(user) or "it reads all positions")
+                raise NotPackable(user.name, f"{reason}, padding included")
+        yield node
 
 
 def has_both(axes: Axes, node: fx.Node) -> bool:
@@ -107,23 +139,6 @@ def _is_token_tensor(axes: Axes, node: fx.Node) -> bool:
     if isinstance(node.meta.get("val"), list | tuple):
         return bool(node.users) and all(has_both(axes, user) for user in node.users)
     return has_both(axes, node)
-
-
-def _check_mixing(axes: Axes, mask: fx.Node, hidden: int, node: fx.Node, mixing: Mixing) -> None:
-    """Raise if an operation that mixes tokens would get something else than before.
-
-    Raises:
-        NotPackable: it would.
-    """
-    sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
-    if len(sources) == 1 and has_both(axes, sources[0]):
-        if mixing.kind == "select" and op_name(node) in ("select", "slice"):
-            return
-        if mixing.kind == "reduce":
-            if value_at_padding(sources[0], mask, hidden) == 0:
-                return
-            raise NotPackable(node.name, f"{mixing.reason}, and not only of tokens that the mask keeps")
-    raise NotPackable(node.name, mixing.reason)
 
 
 def _mask_of(axes: Axes, node: fx.Node) -> tuple[fx.Node, int]:
