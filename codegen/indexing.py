@@ -6,6 +6,7 @@ expression as before. All indices and sizes are integers and not negative.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -83,11 +84,11 @@ class Ranges:
             return self.divide(value.args[0], value.args[1] * divisor)
         whole, rest = sympy.Integer(0), sympy.Integer(0)
         for term in sympy.Add.make_args(value):
-            quotient = sympy.cancel(term / divisor)
-            if quotient.is_integer and sympy.denom(quotient) == 1 and not quotient.has(sympy.Pow):
-                whole += quotient
-            else:
+            quotient = _exact(term, divisor)
+            if quotient is None:
                 rest += term
+            else:
+                whole += quotient
         if whole != 0 and not _never_negative(rest):
             # What is left after the multiples could be negative, and a kernel's division rounds towards 0.
             whole, rest = sympy.Integer(0), value
@@ -95,11 +96,38 @@ class Ranges:
             return sympy.expand(whole)
         if rest.func is Quotient and rest.args[1].is_Integer and divisor.is_Integer:
             return sympy.expand(whole + self.divide(rest.args[0], rest.args[1] * divisor))
-        return sympy.expand(whole + Quotient(rest, divisor))
+        coarser = self._coarser(rest, divisor)
+        return sympy.expand(whole + (Quotient(rest, divisor) if coarser is None else coarser))
+
+    def _coarser(self, value: Index, divisor: Index) -> Index | None:
+        """Return value // divisor where all but a part too small to matter is in steps that divide the divisor.
+
+        (64 * row + col) // 256 is row // 4 if col is less than 64.
+        """
+        if not divisor.is_Integer:
+            return None
+        terms = [term.as_coeff_Mul() for term in sympy.Add.make_args(value)]
+        for step in sorted({math.gcd(int(number), int(divisor)) for number, _ in terms if number.is_Integer}, reverse=True):
+            if step == 1:
+                break
+            small = [number * rest for number, rest in terms if number % step]
+            if _never_negative(sympy.Add(*small)) and self.below(sympy.Add(*small), sympy.Integer(step)):
+                large = sympy.Add(*(number / step * rest for number, rest in terms if not number % step))
+                return self.divide(large, divisor / step)
+        return None
 
     def remainder(self, value: Any, divisor: Any) -> Index:
         """Return value mod divisor."""
         return sympy.expand(value - divisor * self.divide(value, divisor))
+
+
+@lru_cache(maxsize=4096)
+def _exact(term: Index, divisor: Index) -> Index | None:
+    """Return the quotient of a product by a divisor that it is a multiple of, None if it is not seen to be one."""
+    number, rest = (term / divisor).as_coeff_Mul()
+    if not number.is_Integer or any(factor.is_Pow and not factor.exp.is_positive for factor in sympy.Mul.make_args(rest)):
+        return None
+    return number * rest
 
 
 def _never_negative(value: Index) -> bool:

@@ -47,10 +47,8 @@ ULPS = 16
 
 def difference(found: Any, expected: Any, ulps: float = ULPS) -> str:
     """Say how a result differs from eager's: type, dtype, shape, NaN and infinities are exact, numbers up to rounding."""
-    if type(found) is not type(expected):
-        return f"{type(found).__name__} instead of {type(expected).__name__}"
     if not isinstance(expected, torch.Tensor):
-        return "" if found == expected else f"{found} instead of {expected}"
+        return "" if type(found) is type(expected) and found == expected else f"{found!r} instead of {expected!r}"
     if (found.dtype, found.shape) != (expected.dtype, expected.shape):
         return f"{found.dtype} {list(found.shape)} instead of {expected.dtype} {list(expected.shape)}"
     if expected.dtype.is_floating_point:
