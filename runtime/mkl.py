@@ -49,7 +49,8 @@ class NativeCall:
         """Return the call as a link of a chain, and where in its context the addresses of x and of the result stand."""
         from .triton_cpu.chain import call_link
 
-        address = ctypes.cast(self.run.func, ctypes.c_void_p).value
+        function: Any = self.run.func
+        address = ctypes.cast(function, ctypes.c_void_p).value
         link, places = call_link(address or 0, [_as_bits(argument) for argument in self.run.args])
         return link, places[self.x_position], places[self.out_position]
 
