@@ -110,3 +110,16 @@ def test_rolled_windows(check: Check) -> None:
     made = check(function, *[(torch.randn(batch, 6, 6, 4),) for batch in (2, 5)], dynamic=None)
     assert calls_of(made) == []
     assert len(made.schedule.steps) == 1
+
+
+def test_norm_and_windows(check: Check) -> None:
+    """A norm whose rows are then rolled and dealt out to windows takes its rows in the windows' kernel."""
+
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = x + 1
+        normed = torch.nn.functional.layer_norm(y, (16,)).view(-1, 8, 8, 16).roll((-2, -2), (1, 2))
+        return y, normed.view(-1, 2, 4, 2, 4, 16).transpose(2, 3).reshape(-1, 16, 16)
+
+    made = check(function, *[(torch.randn(batch, 64, 16),) for batch in (2, 5)], dynamic={"args.0": {0: "batch"}})
+    assert calls_of(made) == []
+    assert len(made.schedule.steps) == 1
