@@ -41,6 +41,10 @@ class AttentionSpec:
         ragged: sequences are packed one after the other: tensors are [tokens, heads, dim], and p_starts[i_b] is the first
             token of sequence i_b and p_starts[i_b + 1] the one past its last. i_b, o_q and o_k count sequences and tokens
             in a sequence, and the offset is 0.
+        cached: keys and values are caches with slots for more than there are: the offset of sequence i_b is p_past[i_b], an
+            int64, and there are offset + query_length keys.
+        one: there is one query, and a program computes it for all heads that share a key head i_h, which are its rows: o_q
+            counts them from the first. The query's own key and value, p_new_k and p_new_v, are put into the caches first.
 
     Raises:
         LoweringError: a value is out of its range.
@@ -60,6 +64,8 @@ class AttentionSpec:
     sink: bool = False
     lse: bool = False
     ragged: bool = False
+    cached: bool = False
+    one: bool = False
 
     def __post_init__(self) -> None:
         for what, size in (("head_dim", self.head_dim), ("value_dim", self.value_dim)):
@@ -93,22 +99,28 @@ class AttentionSpec:
 def attention_parameters(spec: AttentionSpec) -> tuple[str, ...]:
     """Return the names of the kernel's parameters in order, without the constants BLOCK_M and BLOCK_N, which follow.
 
-    The pointers p_q, p_k, p_v, p_out, then p_lse and p_sink where there are such, and p_starts (int32) if the kernel is
-    ragged; the operands of the mask; query_length, key_length and offset, unless ragged; scale, what products of queries and
-    keys are multiplied by; and the strides in elements of q, k, v and out, each along the batch (unless ragged), the heads
-    and the tokens, as q_batch, q_head, q_token. The stride along the last dimension is 1.
+    The pointers p_q, p_k, p_v, p_out, then p_lse and p_sink where there are such, p_starts (int32) if the kernel is ragged,
+    p_past if it is cached, p_new_k and p_new_v if there is one query; the operands of the mask; query_length, key_length and
+    offset, unless ragged (if cached the first and the capacity of the caches, for one query the latter alone); scale, what products of
+    queries and keys are multiplied by; and the strides in elements of q, k, v and out, each along the batch (unless ragged),
+    the heads and the tokens, as q_batch, q_head, q_token, then those of new_k and new_v. The stride along the last dimension
+    is 1.
     """
     names = ["p_q", "p_k", "p_v", "p_out"]
-    names += ["p_lse"] * spec.lse + ["p_sink"] * spec.sink + ["p_starts"] * spec.ragged
+    names += ["p_lse"] * spec.lse + ["p_sink"] * spec.sink + ["p_starts"] * spec.ragged + ["p_past"] * spec.cached
+    names += ["p_new_k", "p_new_v"] * spec.one
     names += spec.operands
     names += [*attention_lengths(spec), "scale"]
     dims = ("head", "token") if spec.ragged else ("batch", "head", "token")
     names += [f"{tensor}_{dim}" for tensor in ("q", "k", "v", "out") for dim in dims]
+    names += [f"{tensor}_{dim}" for tensor in ("new_k", "new_v") for dim in ("batch", "head")] * spec.one
     return tuple(names)
 
 
 def attention_lengths(spec: AttentionSpec) -> tuple[str, ...]:
     """Return the parameters that change from call to call, which the kernel is not specialised for."""
+    if spec.cached:
+        return ("capacity",) if spec.one else ("query_length", "capacity")
     return () if spec.ragged else ("query_length", "key_length", "offset")
 
 
@@ -135,7 +147,7 @@ def attention_source(spec: AttentionSpec, name: str, *, provenance: Sequence[str
     """Return the text of a module that holds the kernel `name` and what it imports.
 
     The grid is (cdiv(query_length, BLOCK_M), H, B), or for a ragged kernel (cdiv(length of the longest sequence, BLOCK_M), H,
-    sequences).
+    sequences), or for one query (cdiv(group, BLOCK_M), key heads, B).
 
     Args:
         spec: what the kernel computes.

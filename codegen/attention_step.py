@@ -52,7 +52,7 @@ def result_strides(shape: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True)
-class _Operands:
+class MaskOperands:
     """The tensors that a mask reads, as parameters of the kernel.
 
     Args:
@@ -79,8 +79,8 @@ def step(
     given = arguments(node)
     q, k, v = (given[name] for name in "qkv")
     (batch, heads, queries, head_dim), (_, key_heads, keys, value_dim) = program.shape(q), program.shape(v)
-    form = _form(node, given["predicate"], given["bias"])
-    operands = _operands(program, given["operands"], place)
+    form = mask_form(node, given["predicate"], given["bias"])
+    operands = mask_operands(program, given["operands"], place)
     causal = form.causal and form.offset is ix.ZERO
     predicate = form.residual if causal or not form.causal else form.predicate
     spec = AttentionSpec(
@@ -100,7 +100,7 @@ def step(
     tiles = attention_tiles(spec, device == "cuda", query_length=queries if isinstance(queries, int) else None)
     if device != "cuda":
         tiles = {name: value for name, value in tiles.items() if name.startswith("BLOCK")}
-    kernel = sources.add("attention", _body(spec), provenance_of([node]))
+    kernel = sources.add("attention", body_of(spec), provenance_of([node]))
     tensors = {"q": q, "k": k, "v": v, "out": node}
     values: dict[str, Any] = {f"p_{name}": view_of(place(t), program.shape(t)) for name, t in tensors.items()}
     for name, tensor in tensors.items():
@@ -126,7 +126,8 @@ def step(
     )
 
 
-def _form(node: fx.Node, predicate: str, bias: str) -> MaskForm:
+def mask_form(node: fx.Node, predicate: str, bias: str) -> MaskForm:
+    """Return what an attention's predicate and bias say."""
     facts = ix.NO_FACTS.known("b", ix.ZERO, None).known("h", ix.ZERO, None)
     facts = facts.known("q", ix.ZERO, None).known("k", ix.ZERO, None)
     operands = arguments(node)["operands"]
@@ -141,7 +142,8 @@ def _type(operand: fx.Node) -> Any:
     return "bool" if dtype is torch.bool else "float" if dtype.is_floating_point else "int"
 
 
-def _operands(program: Program, nodes: list[fx.Node], place: Callable[[fx.Node], Stored]) -> _Operands:
+def mask_operands(program: Program, nodes: list[fx.Node], place: Callable[[fx.Node], Stored]) -> MaskOperands:
+    """Return the operands of an attention's mask as parameters of its kernel."""
     loads: dict[str, LoadCode] = {}
     values: dict[str, Any] = {}
     for k, node in enumerate(nodes):
@@ -156,10 +158,10 @@ def _operands(program: Program, nodes: list[fx.Node], place: Callable[[fx.Node],
                 strides.append(f"in{k}_stride{dim}")
                 values[f"in{k}_stride{dim}"] = size
         loads[f"in{k}"] = LoadCode(f"p_in{k}", tuple(strides))
-    return _Operands(loads, values)
+    return MaskOperands(loads, values)
 
 
-def _body(spec: AttentionSpec) -> str:
+def body_of(spec: AttentionSpec) -> str:
     """Return the kernel's function with "{name}" for its name."""
     placeholder = "attention_kernel_name"
     source = attention_source(spec, placeholder)

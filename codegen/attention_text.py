@@ -69,27 +69,57 @@ def _places(spec: AttentionSpec) -> Iterator[str]:
     if spec.ragged:
         yield "first_token = tl.load(p_starts + i_b).to(tl.int64)"
         yield "query_length = tl.load(p_starts + i_b + 1) - first_token.to(tl.int32)"
-    key_head = "i_h" if spec.group == 1 else f"(i_h // {spec.group})"
-    for tensor, head in (("q", "i_h"), ("k", key_head), ("v", key_head), ("out", "i_h")):
-        rows = " + first_q" if head == "i_h" and tensor in ("q", "out") else ""
+    if spec.one:
+        yield f"query_length = {spec.group}"
+    if spec.cached:
+        yield "offset = tl.load(p_past + i_b).to(tl.int32)"
+        yield f"key_length = tl.minimum(offset + {1 if spec.one else 'query_length'}, capacity)"
+    key_head = "i_h" if spec.one or spec.group == 1 else f"(i_h // {spec.group})"
+    head = f"(i_h * {spec.group})" if spec.one else "i_h"
+    for tensor, head in (("q", head), ("k", key_head), ("v", key_head), ("out", head)):
+        rows = " + first_q" if tensor in ("q", "out") else ""
         if spec.ragged:
             yield f"p_{tensor} += {head}.to(tl.int64) * {tensor}_head + (first_token{rows}) * {tensor}_token"
         else:
-            tokens = f" + first_q.to(tl.int64) * {tensor}_token" if rows else ""
+            tokens = f" + first_q.to(tl.int64) * {_row(spec, tensor)}" if rows else ""
             yield f"p_{tensor} += i_b.to(tl.int64) * {tensor}_batch + {head}.to(tl.int64) * {tensor}_head{tokens}"
     yield "o_m = tl.arange(0, BLOCK_M)[:, None]"
     yield "o_n = tl.arange(0, BLOCK_N)[:, None]"
     yield "o_q = first_q + o_m"
+    if spec.one:
+        yield from _append(spec)
+
+
+def _append(spec: AttentionSpec) -> Iterator[str]:
+    """The query's own key and value go into the caches."""
+    for tensor, parts in (("k", spec.query_parts), ("v", spec.value_parts)):
+        yield f"p_new_{tensor} += i_b.to(tl.int64) * new_{tensor}_batch + i_h.to(tl.int64) * new_{tensor}_head"
+        for part in parts:
+            inside = part.mask("offset < capacity")
+            yield f"new = tl.load(p_new_{tensor} + {part.columns}{inside})"
+            yield f"tl.store(p_{tensor} + offset.to(tl.int64) * {tensor}_token + {part.columns}, new{inside})"
+    yield "tl.debug_barrier()"
+
+
+def _row(spec: AttentionSpec, tensor: str) -> str:
+    """The stride between a tensor's rows: tokens, or the heads of the one query."""
+    return f"{tensor}_head" if spec.one else f"{tensor}_token"
+
+
+def _position(spec: AttentionSpec, query: str) -> str:
+    """The position of a query among the keys, given its number."""
+    return "offset" if spec.one else query if spec.ragged else f"{query} + offset"
 
 
 def _start(spec: AttentionSpec) -> Iterator[str]:
     """The queries and the running sums."""
     for i, part in enumerate(spec.query_parts):
-        load = f"tl.load(p_q + o_m * q_token + {part.columns}{part.mask('o_q < query_length')}, other=0.0)"
+        load = f"tl.load(p_q + o_m * {_row(spec, 'q')} + {part.columns}{part.mask('o_q < query_length')}, other=0.0)"
         yield f"q{i} = {load}{f' * {_factor(spec)}' if _scales_queries(spec) else ''}"
     yield f"row_max = tl.full([BLOCK_M], {_FLOOR}, tl.float32)"
     if spec.sink:
-        yield f"sink = tl.load(p_sink + i_h){'' if spec.bias else f' * {_LOG2E!r}'}"
+        rows = f"i_h * {spec.group} + tl.arange(0, BLOCK_M), mask=tl.arange(0, BLOCK_M) < {spec.group}, other=0.0"
+        yield f"sink = tl.load(p_sink + {rows if spec.one else 'i_h'}){'' if spec.bias else f' * {_LOG2E!r}'}"
         yield "row_max = tl.maximum(row_max, sink)"
         yield f"row_sum = {_exponential(spec)}(sink - row_max)"
     else:
@@ -100,7 +130,7 @@ def _start(spec: AttentionSpec) -> Iterator[str]:
 
 def _ranges(spec: AttentionSpec) -> Iterator[str]:
     """The keys that some query of the block sees, and among them the blocks that all its queries see whole."""
-    position = "first_q" if spec.ragged else "first_q + offset"
+    position, rows = _position(spec, "first_q"), "1" if spec.one else "BLOCK_M"
     stop = all_stop = _key_length(spec)
     if spec.reach is not None:
         last = "tl.minimum(BLOCK_M, query_length - first_q)"
@@ -115,7 +145,7 @@ def _ranges(spec: AttentionSpec) -> Iterator[str]:
         yield "bounds = (0, whole_stop, stop)"
         return
     yield f"start = tl.maximum({position} - {spec.window - 1}, 0)"
-    yield f"all_start = tl.maximum({position} + BLOCK_M - {spec.window}, start)"
+    yield f"all_start = tl.maximum({position} + {rows} - {spec.window}, start)"
     yield "whole_start = tl.minimum(start + tl.cdiv(all_start - start, BLOCK_N) * BLOCK_N, stop)"
     yield f"whole_stop = whole_start + tl.maximum({all_stop} - whole_start, 0) // BLOCK_N * BLOCK_N"
     yield "# Every query of the block sees the keys from whole_start to whole_stop, and none sees one outside start and stop."
@@ -163,7 +193,7 @@ def _loads(spec: AttentionSpec, rows: str | None) -> Iterator[str]:
 
 
 def _limits(spec: AttentionSpec) -> str:
-    position = "o_q" if spec.ragged else "o_q + offset"
+    position = _position(spec, "o_q")
     limits = [f"o_k < {_key_length(spec)}"]
     if spec.reach is not None:
         limits.append(f"o_k < {position} + {spec.reach}" if spec.reach > 1 else f"o_k <= {position}")
@@ -178,7 +208,7 @@ def _end(spec: AttentionSpec) -> Iterator[str]:
     yield "norm = (1.0 / tl.where(row_sum == 0.0, 1.0, row_sum))[:, None]"
     for i, part in enumerate(spec.value_parts):
         value = f"(acc{i} * norm).to(p_out.dtype.element_ty)"
-        yield f"tl.store(p_out + o_m * out_token + {part.columns}, {value}{part.mask('o_q < query_length')})"
+        yield f"tl.store(p_out + o_m * {_row(spec, 'out')} + {part.columns}, {value}{part.mask('o_q < query_length')})"
     if spec.lse:
         yield "m_q = first_q + tl.arange(0, BLOCK_M)"
         if spec.ragged:

@@ -14,7 +14,7 @@ from graphwright.ir.errors import LoweringError
 from graphwright.ir.program import Program
 from graphwright.runtime.schedule import Buffer, KernelStep, Schedule, Step, Symbolic, View
 
-from . import attention_step, packing_step
+from . import attention_step, kv_step, packing_step
 from .external import accepts as external_accepts
 from .external import buffer_shape, count_results, step_of, view_of
 from .fusion import Fusion, Unit, is_item
@@ -66,6 +66,7 @@ class _Lowering:
 
     def run(self) -> Schedule:
         """Lower the program."""
+        kv_step.check_states(self.program)
         self._place_given()
         wanted = self._wanted()
         units = self.fusion.units(wanted)
@@ -80,12 +81,17 @@ class _Lowering:
         return Schedule(
             dimensions,
             tuple(node.name for node in self.program.inputs),
-            tuple(self._result(value) for value in self.program.results),
+            tuple(self._result(value) for value in self._returned()),
             self._used(steps),
             tuple(steps),
             self.sources.texts(),
             self.device,
         )
+
+    def _returned(self) -> list[Any]:
+        """Return the results that a call gets; states are changed in place."""
+        states = set(self.program.states.values())
+        return [value for k, value in enumerate(self.program.results) if k not in states]
 
     def _used(self, steps: Sequence[Step]) -> dict[str, Buffer]:
         return self.buffers
@@ -96,7 +102,8 @@ class _Lowering:
         for node in self.program.graph.nodes:
             kind = self.fusion.kind(node)
             if kind == "input":
-                self._place(node, node.name, contiguous_strides(self.program.shape(node)), "input")
+                given = "state" if node.name in self.program.states else "input"
+                self._place(node, node.name, contiguous_strides(self.program.shape(node)), given)
             elif kind == "weight":
                 weight = self.program.weights[node.target]
                 self._place(node, node.target, tuple(weight.stride()), "weight", node.target)
@@ -128,7 +135,7 @@ class _Lowering:
             elif fusion.kind(node) == "external" and not is_item(node):
                 for arg in fusion.tensor_args(node):
                     self._want(arg, wanted, node)
-        for result in self.program.results:
+        for result in self._returned():
             if isinstance(result, fx.Node) and fusion.kind(result) != "size":
                 self._want(result, wanted, None)
         wanted |= {n for n in self.forced if fusion.kind(n) in ("loop", "view", "generator")}
@@ -161,7 +168,7 @@ class _Lowering:
 
     def _strides(self, node: fx.Node) -> tuple[Any, ...]:
         shape = self.program.shape(node)
-        if attention_step.is_attention(node) or node.target is dialect.ragged_attention:
+        if attention_step.is_attention(node) or node.target in (dialect.ragged_attention, dialect.kv_attention):
             return attention_step.result_strides(shape)
         return contiguous_strides(shape)
 
@@ -176,6 +183,10 @@ class _Lowering:
                     self._place_result(user)
 
     def _place_result(self, node: fx.Node) -> None:
+        if kv_step.is_append(node):
+            cache: Any = node.args[0]
+            self.stored[node] = self.where(cache)
+            return
         kind = "output" if node in self.result_bases else "temporary"
         shape = self.program.shape(node)
         allocated = buffer_shape(node, shape)
@@ -209,6 +220,8 @@ class _Lowering:
             return attention_step.step(self.program, node, self.where, self.sources, self.device)
         if packing_step.is_packing(node):
             return packing_step.step(self.program, node, self.where, self.sources, self.device)
+        if kv_step.is_kv(node):
+            return kv_step.step(self.program, node, self.where, self.sources, self.device)
         if isinstance(node.meta["val"], torch.Tensor):
             outs = {0: self.stored[node]}
         else:
@@ -289,6 +302,8 @@ class _Lowering:
 
 
 def _accepts(reader: fx.Node, arg: fx.Node, stored: Stored, shape: tuple[Any, ...]) -> bool:
+    if kv_step.is_kv(reader):
+        return kv_step.accepts(reader, arg, stored)
     accepts = packing_step.accepts if packing_step.is_packing(reader) else external_accepts
     return accepts(reader, arg, stored, shape)
 

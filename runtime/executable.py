@@ -65,6 +65,7 @@ class Executable:
         check_schedule(schedule, weights)
         self.schedule = schedule
         self.signature = signature
+        self._states = frozenset(name for name, buffer in schedule.buffers.items() if buffer.kind == "state")
         self._lock = threading.Lock()
         with torch.inference_mode(False), torch.no_grad():
             self._weights = WeightStore(schedule, weights)
@@ -154,7 +155,13 @@ class Executable:
         """Put a call's tensors where the steps look for them."""
         frame, device = plan.frame, self._arena.device
         for tensor, placed in zip(given, plan.inputs, strict=True):
-            frame.tensors.append(_readable(tensor, placed))
+            readable = _readable(tensor, placed)
+            if readable is not tensor and placed.buffer in self._states:
+                raise InputError(
+                    f"{placed.buffer}: a state is changed in place, so it must lie as the program has it: strides "
+                    f"{list(placed.strides)}, aligned to {ALIGNED} bytes; found strides {list(tensor.stride())}"
+                )
+            frame.tensors.append(readable)
         for placed in plan.outputs:
             frame.tensors.append(torch.empty_strided(placed.shape, placed.strides, dtype=placed.dtype, device=device))
         frame.pointers.extend([tensor.data_ptr() for tensor in frame.tensors])

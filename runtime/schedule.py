@@ -23,7 +23,8 @@ class Buffer:
         dtype: such as "float32".
         shape: sizes of the dimensions.
         strides: in elements.
-        kind: "input" is given by the call, "weight" is constant, "temporary" lies in the arena, "output" is made by the call.
+        kind: "input" is given by the call, "state" too and written in place, "weight" is constant, "temporary" lies in the
+            arena, "output" is made by the call.
         source: for a weight its name among the program's weights, for an input its number; else "".
     """
 
@@ -31,7 +32,7 @@ class Buffer:
     dtype: str
     shape: tuple[Size, ...]
     strides: tuple[Size, ...]
-    kind: Literal["input", "weight", "temporary", "output"]
+    kind: Literal["input", "state", "weight", "temporary", "output"]
     source: str = ""
 
 
@@ -137,7 +138,7 @@ class Schedule:
 
     Args:
         dimensions: name -> (low, high); high is None for no limit.
-        inputs: buffers of the call's tensors, in flat order.
+        inputs: buffers of the call's tensors, in flat order, states included.
         outputs: the results in flat order: views of buffers, or plain values.
         buffers: all buffers by name.
         steps: in order.

@@ -14,7 +14,8 @@ from .memory import buffers_of, views_in
 from .schedule import Buffer, KernelStep, MatmulStep, Schedule, Size, Step
 from .sizes import compile_sizes
 
-KINDS = ("input", "weight", "temporary", "output")
+KINDS = ("input", "state", "weight", "temporary", "output")
+GIVEN = ("input", "state")
 LARGEST_DIMENSION = 2**48
 
 
@@ -32,9 +33,9 @@ def check_schedule(schedule: Schedule, weights: Iterable[str]) -> None:
     for name, buffer in schedule.buffers.items():
         _check_buffer(name, buffer, frozenset(weights))
     for name in schedule.inputs:
-        if _buffer(schedule, name, "inputs").kind != "input":
+        if _buffer(schedule, name, "inputs").kind not in GIVEN:
             raise ArtifactError(f"inputs: buffer {name!r} is no input")
-    unlisted = {n for n, b in schedule.buffers.items() if b.kind == "input"} ^ set(schedule.inputs)
+    unlisted = {n for n, b in schedule.buffers.items() if b.kind in GIVEN} ^ set(schedule.inputs)
     if unlisted or len(set(schedule.inputs)) != len(schedule.inputs):
         raise ArtifactError(f"inputs: each input buffer must be listed once; this one is not: {min(unlisted, default='')}")
     # A grid or a size is evaluated before anything else is known to be right, so all texts are looked at first.
@@ -98,7 +99,7 @@ def _check_step(schedule: Schedule, step: Step) -> None:
     for name in buffers_of(step):
         _buffer(schedule, name, where)
     for name in _written(step):
-        if schedule.buffers[name].kind not in ("temporary", "output"):
+        if schedule.buffers[name].kind not in ("state", "temporary", "output"):
             raise ArtifactError(f"{where}: it writes buffer {name!r}, which is of kind {schedule.buffers[name].kind!r}")
     if isinstance(step, KernelStep):
         if step.kernel not in schedule.kernels:
