@@ -9,15 +9,17 @@ if TYPE_CHECKING:
     from .capturing import capture
     from .compiled import Compiled, load
     from .compiling import compile
+    from .exporting_onnx import export_onnx
 
 __version__ = "0.1.0"
 
-__all__ = ["Compiled", "capture", "compile", "load"]
+__all__ = ["Compiled", "capture", "compile", "export_onnx", "load"]
 
 _MODULES = {
     "Compiled": "compiled",
     "capture": "capturing",
     "compile": "compiling",
+    "export_onnx": "exporting_onnx",
     "load": "compiled",
 }
 """Name -> the module that defines it, imported when the name is first used: importing Graphwright loads no heavy library."""

@@ -46,7 +46,7 @@ def refuse_unknown(program: Program) -> None:
         ExportError: there is one.
     """
     for node in calls(program.graph):
-        if node.target.namespace == NAMESPACE and node.target not in (dialect.attention, *LOWERINGS):
+        if getattr(node.target, "namespace", "") == NAMESPACE and node.target not in (dialect.attention, *LOWERINGS):
             known = ", ".join(sorted(target.name() for target in (dialect.attention, *LOWERINGS)))
             raise at_node(
                 ExportError(
