@@ -202,10 +202,10 @@ class Layers(nn.Module):
 
 
 def test_layers_alike_share_kernels(check: Any) -> None:
-    """Twelve layers take as many different kernels as three."""
-    few, many = (check(Layers(n), (torch.randn(2, 9, 32),), dynamic=None, ulps=64) for n in (3, 12))
+    """Six layers take as many different kernels as two."""
+    few, many = (check(Layers(n), (torch.randn(2, 9, 32),), dynamic=None, ulps=64) for n in (2, 6))
     assert len(few.schedule.kernels) == len(many.schedule.kernels)
-    assert len(many.schedule.steps) - len(few.schedule.steps) == 9 * (len(few.schedule.steps) - 1) // 3
+    assert len(many.schedule.steps) - len(few.schedule.steps) == 2 * (len(few.schedule.steps) - 1)
 
 
 @pytest.mark.parametrize("length", [100, 127, 1000, 20000])

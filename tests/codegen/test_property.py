@@ -17,10 +17,10 @@ from torch.nn import functional as F
 import graphwright
 from graphwright.ir.errors import CaptureError
 
-SIZES = ({"b": 3, "t": 6}, {"b": 4, "t": 9})
+SIZES = ({"b": 5, "t": 6}, {"b": 7, "t": 9})
 """The first are compiled for. The others are no smaller: a slice to 3 then means 3. No width of a model equals one of them."""
 
-WIDTHS = (1, 5, 8, 20, 33)
+WIDTHS = (1, 4, 8, 20, 33)
 LARGEST = 20000
 """No value has more elements."""
 
