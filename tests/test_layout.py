@@ -49,7 +49,11 @@ GRAPH = frozenset({"torch", "sympy", "networkx"})
 ROOMS = {
     "graphwright.ir": Room((), GRAPH),
     "graphwright.passes": Room(("graphwright.ir",), GRAPH),
-    "graphwright.codegen": Room(("graphwright.ir", "graphwright.runtime.schedule"), GRAPH | {"triton"}),
+    "graphwright.codegen": Room(
+        ("graphwright.ir", "graphwright.runtime.schedule"),
+        GRAPH | {"triton"},
+        lazily=frozenset({"onnx", "onnx_ir", "onnxscript"}),
+    ),
     "graphwright.runtime": Room(
         ("graphwright.ir.errors", "graphwright.ir.signature", "graphwright.ir.target"),
         frozenset({"torch", "triton", "numpy", "safetensors"}),
@@ -58,6 +62,7 @@ ROOMS = {
     "graphwright": Room(
         ("graphwright.ir", "graphwright.passes", "graphwright.codegen", "graphwright.runtime"),
         GRAPH | {"triton", "numpy", "safetensors"},
+        lazily=frozenset({"onnx", "onnx_ir", "onnxruntime"}),
     ),
     "graphwright.tools": Room(("graphwright",), None),
 }
