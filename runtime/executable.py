@@ -14,13 +14,14 @@ from graphwright.ir.errors import InputError
 from graphwright.ir.signature import Signature
 
 from .chained import ChainedRun, alone
+from .bound import BoundCall, in_place, lies_as
 from .layout import Layout, LayoutMaker, Placed
 from .memory import ALIGNMENT
 from .plan import Plan, Planner, step_error
 from .profiling import Profile, ProfileRow, Stopwatch
 from .schedule import Schedule
-from .validate import check_schedule
-from .weights import ALIGNED, WeightStore
+from .validate import check_schedule, check_signature
+from .weights import WeightStore
 
 __all__ = ["Executable", "Memory", "Profile", "ProfileRow"]
 
@@ -58,17 +59,18 @@ class Executable:
         signature: how the model is called.
 
     Raises:
-        ArtifactError: the schedule is not whole, or does not fit the weights.
+        ArtifactError: the schedule is not whole, or does not fit the weights or the signature.
     """
 
     def __init__(self, schedule: Schedule, weights: Mapping[str, torch.Tensor], signature: Signature) -> None:
         check_schedule(schedule, weights)
+        check_signature(schedule, signature)
         self.schedule = schedule
         self.signature = signature
         self._states = frozenset(name for name, buffer in schedule.buffers.items() if buffer.kind == "state")
         self._lock = threading.Lock()
         with torch.inference_mode(False), torch.no_grad():
-            self._weights = WeightStore(schedule, weights)
+            self._weights = WeightStore(schedule, weights, typical, None if shared is None else shared._weights)
             self._planner = Planner(schedule, self._weights)
         self._layouts = LayoutMaker(schedule)
         self._plans: OrderedDict[Key, Plan] = OrderedDict()
@@ -93,6 +95,23 @@ class Executable:
             plan = self._plan(given)
             results = self._run(plan, given, plan.chained)
         return self.signature.unflatten(results)
+
+    def bind(self, *args: Any, **kwargs: Any) -> BoundCall:
+        """Return a call that can be run again and again on the same tensors, which are read and written where they lie.
+
+        Args:
+            args: as the model takes them.
+            kwargs: likewise.
+
+        Raises:
+            InputError: the arguments are not what the model was compiled for, or do not lie as the program has them.
+        """
+        given = self._given(args, kwargs)
+        self.signature.check(given[: len(self.signature.tensors)])
+        layout = self._layouts.layout(self._dimensions(given))
+        self._check_inputs(given, layout)
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            return BoundCall(self._planner, layout, given, self._new_arena(layout.arena_bytes), self.signature)
 
     def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> Profile:
         """Return how long each step takes, and the call beyond its steps.
@@ -155,13 +174,7 @@ class Executable:
         """Put a call's tensors where the steps look for them."""
         frame, device = plan.frame, self._arena.device
         for tensor, placed in zip(given, plan.inputs, strict=True):
-            readable = _readable(tensor, placed)
-            if readable is not tensor and placed.buffer in self._states:
-                raise InputError(
-                    f"{placed.buffer}: a state is changed in place, so it must lie as the program has it: strides "
-                    f"{list(placed.strides)}, aligned to {ALIGNED} bytes; found strides {list(tensor.stride())}"
-                )
-            frame.tensors.append(readable)
+            frame.tensors.append(in_place(tensor, placed) if placed.buffer in self._states else _readable(tensor, placed))
         for placed in plan.outputs:
             frame.tensors.append(torch.empty_strided(placed.shape, placed.strides, dtype=placed.dtype, device=device))
         frame.pointers.extend([tensor.data_ptr() for tensor in frame.tensors])
@@ -228,6 +241,6 @@ class Executable:
 
 def _readable(tensor: torch.Tensor, placed: Placed) -> torch.Tensor:
     """Return a tensor with the strides and alignment that steps expect: itself where it has them."""
-    if tensor.stride() == placed.strides and tensor.data_ptr() % ALIGNED == 0:
+    if lies_as(tensor, placed):
         return tensor
     return torch.empty_strided(placed.shape, placed.strides, dtype=placed.dtype, device=tensor.device).copy_(tensor)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from graphwright.ir.errors import ArtifactError, unknown
+from graphwright.ir.signature import Signature
 
 from .calls import find_operation
 from .kernel_source import check_source
@@ -53,6 +54,30 @@ def check_schedule(schedule: Schedule, weights: Iterable[str]) -> None:
         _check_step(schedule, step)
     for view in views_in(schedule.outputs):
         _check_view(schedule, view, "outputs")
+
+
+def check_signature(schedule: Schedule, signature: Signature) -> None:
+    """Check that a schedule takes the tensors of a call, and then what its signature works out of these.
+
+    Args:
+        schedule: one that `check_schedule` let through.
+        signature: of the calls.
+
+    Raises:
+        ArtifactError: it takes others.
+    """
+    packing, given = signature.packing, len(signature.tensors)
+    parts = () if packing is None else packing.parts
+    if len(schedule.inputs) != given + len(parts):
+        raise ArtifactError(f"{len(schedule.inputs)} inputs, and {given} tensors in a call with {len(parts)} made of them")
+    if packing is None:
+        return
+    mask = schedule.buffers[schedule.inputs[packing.mask]]
+    for name, part in zip(schedule.inputs[given:], parts, strict=True):
+        buffer, shape = schedule.buffers[name], packing.shape(part, mask.shape)
+        dtype = "int32" if part == "starts" else "int64"
+        if (buffer.dtype, buffer.shape) != (dtype, shape) or packing.dimension not in schedule.dimensions:
+            raise ArtifactError(f"input {name!r} is {buffer.dtype} {buffer.shape}, and {dtype} {shape} is made of the mask for it")
 
 
 def _check_dimensions(dimensions: Mapping[str, tuple[int, int | None]]) -> None:
