@@ -17,6 +17,7 @@ from graphwright.runtime.schedule import Schedule
 
 REPORT = "report.json"
 GRAPH = "ir/final.txt"
+RECIPE = "recipe.toml"
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,13 @@ class Compiled:
     Attributes:
         graph: the program after all passes, printed.
         report: how it was made.
+        recipe: the passes that were asked for, and the model they were for, as TOML; "" where it is not known.
     """
 
-    def __init__(self, executable: Executable, graph: str, report: Report) -> None:
+    def __init__(self, executable: Executable, graph: str, report: Report, recipe: str = "") -> None:
         self.graph = graph
         self.report = report
+        self.recipe = recipe
         self._executable = executable
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -105,15 +108,15 @@ class Compiled:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file that `load` turns into this compiled model, in any process and without the model's code.
 
-        It holds the weights, the kernels' sources, the steps, the graph after every pass as text where the report has it, and
-        the report. An existing file is replaced in one step, and stays as it is if writing fails.
+        It holds the weights, the kernels' sources, the steps, the graph after every pass as text where the report has it, the
+        report and the recipe. An existing file is replaced in one step, and stays as it is if writing fails.
 
         Args:
             path: usually ends in ".gw".
         """
         executable = self._executable
         texts = {f"ir/{k:02}-{r.pass_name}.txt": r.text for k, r in enumerate(self.report.records) if r.text}
-        extra = {GRAPH: self.graph, REPORT: self.report.to_json(), **texts}
+        extra = {GRAPH: self.graph, REPORT: self.report.to_json(), RECIPE: self.recipe, **texts}
         save_artifact(path, executable.schedule, executable.weights(), executable.signature, extra)
 
 
@@ -128,4 +131,5 @@ def load(path: str | os.PathLike[str]) -> Compiled:
     """
     artifact = load_artifact(path)
     executable = Executable(artifact.schedule, artifact.weights, artifact.signature)
-    return Compiled(executable, artifact.extra.get(GRAPH, ""), Report.from_json(artifact.extra[REPORT]))
+    report = Report.from_json(artifact.extra[REPORT])
+    return Compiled(executable, artifact.extra.get(GRAPH, ""), report, artifact.extra.get(RECIPE, ""))

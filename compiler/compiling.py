@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from graphwright.runtime.schedule import Schedule
 from .capturing import capture
 from .compiled import Compiled, Report
 from .pipeline import DEFAULT_PASSES, run_passes
+from .recipe import Mark, Recipe, mark_of, recipe_of
 from .sampling import Dynamic
 
 
@@ -29,6 +31,7 @@ def compile(
     check: bool = True,
     keep_text: bool = False,
     calibration: Sequence[Any] = (),
+    recipe: Recipe | str | os.PathLike[str] | None = None,
     **kwargs: Any,
 ) -> Compiled:
     """Compile a model.
@@ -43,6 +46,7 @@ def compile(
         keep_text: keep the printed program after every pass in the report.
         calibration: further sample calls, for passes that decide by what a model computes: each (args, kwargs), or a dict of
             named arguments.
+        recipe: passes with their options, or the path of a file of them; those of `passes` run after them.
         kwargs: named arguments of the sample call.
 
     Returns:
@@ -50,20 +54,25 @@ def compile(
 
     Raises:
         CaptureError: the model cannot be captured.
-        OptionError: a pass or an option is unknown.
+        OptionError: a pass or an option is unknown, or the recipe was made for another model.
+        PassError: a pass cannot do what it was asked to.
         LoweringError: an operation can neither be generated nor called.
     """
     clock = _Clock()
+    asked = recipe_of(recipe, passes)
     program = model if isinstance(model, Program) else capture(model, *args, dynamic=dynamic, check=check, **kwargs)
     clock.stop("capture")
+    mark = mark_of(program, "" if isinstance(model, Program) else type(model).__name__)
+    asked.check(mark)
+    asked = Recipe(asked.passes, Mark(mark.name or (asked.model.name if asked.model else ""), mark.weights))
     device = next((w.device.type for w in program.weights.values()), "cpu")
-    program = run_passes(program, [*DEFAULT_PASSES, *passes], Context(tuple(calibration), device), keep_text=keep_text)
+    program = run_passes(program, [*DEFAULT_PASSES, *asked.passes], Context(tuple(calibration), device), keep_text=keep_text)
     clock.stop("passes")
     schedule = lower(program, device=device)
     clock.stop("lower")
     executable = Executable(schedule, program.weights, program.signature)
     clock.stop("load")
-    return Compiled(executable, print_program(program), _report(program, schedule, clock.times_us))
+    return Compiled(executable, print_program(program), _report(program, schedule, clock.times_us), asked.to_toml())
 
 
 def _report(program: Program, schedule: Schedule, times_us: Mapping[str, int]) -> Report:

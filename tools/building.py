@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graphwright.compiled import Compiled
     from graphwright.ir.signature import Signature
     from graphwright.passes.base import Pass
+    from graphwright.recipe import Recipe
 
     from .models import Model
 
@@ -25,6 +26,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 CAPTURE = "capture"
 """The name under which the program is recorded as it was before the first pass."""
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 _DYNAMIC = re.compile(r"([\w.]+):(\d+=\w+(?:,\d+=\w+)*)")
 
@@ -42,6 +45,8 @@ class ModelOptions:
         dtype: "fp32", "bf16" or "fp16"; None leaves the model's.
         texts: what to tokenise as the sample.
         tokenizer: where the tokenizer is.
+        recipe: a file of passes, which come before `passes`; None for none.
+        calibration: files of sample calls, for passes that decide by these.
     """
 
     passes: tuple[str, ...]
@@ -52,6 +57,8 @@ class ModelOptions:
     dtype: str | None
     texts: tuple[str, ...]
     tokenizer: str
+    recipe: Path | None
+    calibration: tuple[Path, ...]
 
 
 def model_options(function: Function) -> Function:
@@ -59,6 +66,14 @@ def model_options(function: Function) -> Function:
     for option in reversed(
         (
             click.option("--pass", "passes", multiple=True, metavar="NAME:OPT=V,...", help="Add a pass; may be repeated."),
+            click.option("--recipe", type=_FILE, help="Passes with their options, as TOML; those of --pass come after."),
+            click.option(
+                "--calibration",
+                type=_FILE,
+                multiple=True,
+                help="Sample calls for passes that decide by them: a .txt file, cut into pieces of --tokens tokens, or a "
+                ".safetensors file of one call's tensors by name. May be repeated.",
+            ),
             click.option(
                 "--dynamic",
                 multiple=True,
@@ -101,6 +116,21 @@ def parse_passes(texts: Sequence[str]) -> list[Pass]:
         raise click.BadParameter(str(error), param_hint="--pass") from error
 
 
+def parse_recipe(path: Path | None) -> Recipe | None:
+    """Return the recipe in a file; None for none.
+
+    Raises:
+        click.BadParameter: it is no recipe.
+    """
+    from graphwright.ir.errors import OptionError
+    from graphwright.recipe import read_recipe
+
+    try:
+        return read_recipe(path) if path is not None else None
+    except OptionError as error:
+        raise click.BadParameter(str(error), param_hint="--recipe") from error
+
+
 def parse_dynamic(texts: Sequence[str]) -> dict[str, dict[int, str]] | bool | None:
     """Return what `--dynamic` says, in the form that `graphwright.capture` takes.
 
@@ -132,13 +162,14 @@ def build(name: str, options: ModelOptions) -> tuple[Compiled, Model]:
         click.BadParameter: a pass or a dynamic size is not written as it should be.
         GraphwrightError: the model cannot be found, loaded, captured or lowered.
     """
-    passes, dynamic = parse_passes(options.passes), parse_dynamic(options.dynamic)
+    passes, dynamic, recipe = parse_passes(options.passes), parse_dynamic(options.dynamic), parse_recipe(options.recipe)
     with progress(f"loading {name}"):
         import graphwright
         from graphwright.ir.printer import print_program
         from graphwright.ir.program import calls
         from graphwright.ir.records import PassRecord, Plan
 
+        from .calibration import read_calibration
         from .models import load_model
 
         model = load_model(
@@ -149,6 +180,7 @@ def build(name: str, options: ModelOptions) -> tuple[Compiled, Model]:
             texts=options.texts,
             tokenizer=options.tokenizer,
         )
+        calibration = read_calibration(options.calibration, model, options.tokens, options.tokenizer)
     started = time.perf_counter_ns()
     with progress(f"capturing {type(model.module).__name__}"):
         program = graphwright.capture(model.module, *model.args, dynamic=dynamic, check=options.check, **model.kwargs)
@@ -158,7 +190,7 @@ def build(name: str, options: ModelOptions) -> tuple[Compiled, Model]:
     text = print_program(program)
     program.records.append(PassRecord(CAPTURE, CAPTURE, Plan(CAPTURE), 0, count, capture_us, text))
     with progress(f"compiling {type(model.module).__name__}"):
-        compiled = graphwright.compile(program, passes=passes, keep_text=True)
+        compiled = graphwright.compile(program, passes=passes, recipe=recipe, calibration=calibration, keep_text=True)
     times_us = {**compiled.report.times_us, CAPTURE: capture_us}
     compiled.report = dataclasses.replace(compiled.report, times_us=times_us)
     return compiled, model
@@ -174,8 +206,9 @@ def build_or_load(name: str, options: ModelOptions) -> tuple[Compiled, Model | N
     """
     if not name.endswith(".gw"):
         return build(name, options)
-    if options.passes or options.dynamic or options.dtype:
-        given = "--pass" if options.passes else "--dynamic" if options.dynamic else "--dtype"
+    names = ("passes", "recipe", "calibration", "dynamic", "dtype")
+    given = next((f"--{key.removesuffix('es')}" for key in names if getattr(options, key)), None)
+    if given is not None:
         raise click.UsageError(f"{given} has no effect on {name}, which is compiled already: give the model instead")
     if not Path(name).is_file():
         raise FileNotFoundError(f"MODEL {name!r}: there is no such file")

@@ -132,9 +132,9 @@ class Calibration:
             table: Any = node.args[0]
             shape = (*program.shape(source), program.shape(table)[0])
             for index, result in enumerate(program.results):
-                if isinstance(result, fx.Node) and _is_float(result) and program.shape(result) == shape:
-                    if self._is_causal(result, program.inputs.index(source)):
-                        return index, program.inputs.index(source)
+                is_wanted = isinstance(result, fx.Node) and _is_float(result) and program.shape(result) == shape
+                if is_wanted and self._is_causal(result, program.inputs.index(source)):
+                    return index, program.inputs.index(source)
         return None
 
     def _is_causal(self, result: fx.Node, ids: int) -> bool:

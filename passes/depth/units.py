@@ -114,7 +114,7 @@ def why_not_in_place(program: Program, where: fx.Node, keep: fx.Node) -> str | N
 
 
 def live_nodes(program: Program, instead: Mapping[fx.Node, fx.Node]) -> set[fx.Node]:
-    """Return the nodes that the results need where each key of `instead` is replaced by its value, these too if they are keys."""
+    """Return the nodes that the results need where each key of `instead` is replaced by its value."""
     pending, seen = [program.output], {program.output}
     while pending:
         for source in pending.pop().all_input_nodes:
