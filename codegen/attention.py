@@ -101,10 +101,10 @@ def attention_parameters(spec: AttentionSpec) -> tuple[str, ...]:
 
     The pointers p_q, p_k, p_v, p_out, then p_lse and p_sink where there are such, p_starts (int32) if the kernel is ragged,
     p_past if it is cached, p_new_k and p_new_v if there is one query; the operands of the mask; query_length, key_length and
-    offset, unless ragged (if cached the first and the capacity of the caches, for one query the latter alone); scale, what products of
-    queries and keys are multiplied by; and the strides in elements of q, k, v and out, each along the batch (unless ragged),
-    the heads and the tokens, as q_batch, q_head, q_token, then those of new_k and new_v. The stride along the last dimension
-    is 1.
+    offset, unless ragged (if cached query_length and the capacity of the caches, for one query the capacity alone); scale,
+    what products of queries and keys are multiplied by; and the strides in elements of q, k, v and out, each along the batch
+    (unless ragged), the heads and the tokens, as q_batch, q_head, q_token, then those of new_k and new_v. The stride along
+    the last dimension is 1.
     """
     names = ["p_q", "p_k", "p_v", "p_out"]
     names += ["p_lse"] * spec.lse + ["p_sink"] * spec.sink + ["p_starts"] * spec.ragged + ["p_past"] * spec.cached

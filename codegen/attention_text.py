@@ -75,8 +75,8 @@ def _places(spec: AttentionSpec) -> Iterator[str]:
         yield "offset = tl.load(p_past + i_b).to(tl.int32)"
         yield f"key_length = tl.minimum(offset + {1 if spec.one else 'query_length'}, capacity)"
     key_head = "i_h" if spec.one or spec.group == 1 else f"(i_h // {spec.group})"
-    head = f"(i_h * {spec.group})" if spec.one else "i_h"
-    for tensor, head in (("q", head), ("k", key_head), ("v", key_head), ("out", head)):
+    first_head = f"(i_h * {spec.group})" if spec.one else "i_h"
+    for tensor, head in (("q", first_head), ("k", key_head), ("v", key_head), ("out", first_head)):
         rows = " + first_q" if tensor in ("q", "out") else ""
         if spec.ragged:
             yield f"p_{tensor} += {head}.to(tl.int64) * {tensor}_head + (first_token{rows}) * {tensor}_token"

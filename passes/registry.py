@@ -26,6 +26,7 @@ PASSES: dict[str, str] = {
     "drop-layers": "graphwright.passes.depth.drop_layers:DropLayers",
     "fuse-projections": "graphwright.passes.fusing.projections:FuseProjections",
     "known-tables": "graphwright.passes.cleanup.known_tables:KnownTables",
+    "last-token": "graphwright.passes.kv.last_token:LastToken",
     "pack-tokens": "graphwright.passes.packing.pack_tokens:PackTokens",
     "raise-attention": "graphwright.passes.raising.attention:RaiseAttention",
     "raise-gelu": "graphwright.passes.raising.gelu:RaiseGelu",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,17 +73,18 @@ class Planner:
         self.made = tuple(name for name, buffer in schedule.buffers.items() if buffer.kind == "output")
         self.slots = {name: k for k, name in enumerate((*schedule.inputs, *self.made))}
 
-    def plan(self, layout: Layout, arena: torch.Tensor) -> Plan:
+    def plan(self, layout: Layout, arena: torch.Tensor, fixed: Mapping[str, torch.Tensor] | None = None) -> Plan:
         """Return a plan.
 
         Args:
             layout: where buffers lie.
             arena: uint8, at least as long as the layout says, aligned as `memory.ALIGNMENT` says.
+            fixed: tensors that are the same in every call, by the buffers that they are; all of the inputs and outputs, or none.
 
         Raises:
             GraphwrightError: a step cannot be bound to its memory; the message names it.
         """
-        binder = _Binder(self, layout, arena)
+        binder = _Binder(self, layout, arena, fixed or {})
         bound: list[BoundStep] = []
         for step, operation in zip(self.schedule.steps, self.operations, strict=True):
             try:
@@ -106,12 +107,13 @@ def step_error(step: Step, error: Exception) -> GraphwrightError:
 
 
 class _Binder:
-    def __init__(self, planner: Planner, layout: Layout, arena: torch.Tensor) -> None:
+    def __init__(self, planner: Planner, layout: Layout, arena: torch.Tensor, fixed: Mapping[str, torch.Tensor]) -> None:
         self._planner = planner
+        self._fixed = fixed
         self._layout = layout
         self._arena = arena
         self._base = arena.data_ptr()
-        self._slots = planner.slots
+        self._slots = {} if fixed else planner.slots
         self._typed: dict[torch.dtype, torch.Tensor] = {}
         self.frame = Frame()
 
@@ -134,6 +136,9 @@ class _Binder:
         buffer = self._layout.buffers[value.buffer]
         whole = placed == buffer
         slot = self._slots.get(value.buffer, -1)
+        if value.buffer in self._fixed:
+            same = self._tensor(placed)
+            return lambda given: same
         if slot < 0:
             fixed = self._tensor(placed)
             return lambda given: fixed.clone(memory_format=torch.contiguous_format)
@@ -148,6 +153,9 @@ class _Binder:
     def _tensor(self, placed: Placed) -> torch.Tensor:
         """Return a view of memory that stays where it is; for what moves, of other memory like it."""
         name = placed.buffer
+        if name in self._fixed:
+            tensor = self._fixed[name]
+            return tensor.as_strided(placed.shape, placed.strides, tensor.storage_offset() + placed.offset)
         if name in self._slots:
             buffer = self._layout.buffers[name]
             like = torch.empty_strided(buffer.shape, buffer.strides, dtype=buffer.dtype, device=self._arena.device)
@@ -166,6 +174,8 @@ class _Binder:
     def _address(self, placed: Placed) -> int:
         """Return the address of the first element; for what moves, relative to a well aligned start."""
         shift = placed.offset * placed.dtype.itemsize
+        if placed.buffer in self._fixed:
+            return shift + self._fixed[placed.buffer].data_ptr()
         if placed.buffer in self._slots:
             return shift
         offset = self._layout.offsets.get(placed.buffer)

@@ -12,6 +12,7 @@ from .layout import dtype_of
 from .matmul import PreparedWeight, prepare_weight
 from .memory import buffers_of, views_in
 from .schedule import Buffer, MatmulStep, Schedule
+from .sizes import compile_sizes, size_names
 
 ALIGNED = 16
 """Bytes of which a weight's address is a multiple; kernels are compiled for it."""
@@ -25,20 +26,29 @@ class WeightStore:
     Args:
         schedule: says how each weight is used.
         weights: by name; left alone.
+        typical: dimensions that calls usually have; weights are laid out for the numbers of rows that follow.
+        shared: weights of another schedule of the same model, whose forms are used where they are there.
 
     Raises:
         ArtifactError: a weight is missing, or has another shape, dtype or device than the schedule says.
     """
 
-    def __init__(self, schedule: Schedule, weights: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        weights: Mapping[str, torch.Tensor],
+        typical: Mapping[str, int] | None = None,
+        shared: WeightStore | None = None,
+    ) -> None:
         self._tensors: dict[str, torch.Tensor] = {}
         self._prepared: dict[str, PreparedWeight] = {}
         self._sources: dict[str, Buffer] = {}
-        rows = _multiplied(schedule)
+        self._sources_of = {buffer.name: buffer.source for buffer in schedule.buffers.values() if buffer.kind == "weight"}
+        rows = _multiplied(schedule, typical or {})
         plain = _read(schedule)
         buffers = [buffer for buffer in schedule.buffers.values() if buffer.kind == "weight"]
         stored: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
-        prepared: dict[str, PreparedWeight] = {}
+        prepared: dict[str, PreparedWeight] = {} if shared is None else shared._by_source()
         for buffer in buffers:
             if buffer.source not in weights:
                 raise ArtifactError(f"weight {buffer.name}: {unknown('weight', buffer.source, weights)}")
@@ -64,6 +74,9 @@ class WeightStore:
         """Return the weight of a buffer in the form for multiplying."""
         return self._prepared[buffer]
 
+    def _by_source(self) -> dict[str, PreparedWeight]:
+        return {self._sources_of[name]: weight for name, weight in self._prepared.items()}
+
     def originals(self) -> dict[str, torch.Tensor]:
         """Return all weights by name, as they were passed; values that were only kept prepared are unpacked."""
         return {
@@ -79,14 +92,18 @@ class WeightStore:
         return sum(storages.values()) + sum({id(p): p.bytes for p in self._prepared.values()}.values())
 
 
-def _multiplied(schedule: Schedule) -> dict[str, tuple[int, ...]]:
+def _multiplied(schedule: Schedule, typical: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """Return the buffers that are multiplied by, each with the numbers of rows that are known."""
     rows: dict[str, set[int]] = {}
+    counts = {step.x.shape[0] for step in schedule.steps if isinstance(step, MatmulStep)}
+    texts = [n for n in counts if isinstance(n, str) and size_names(n) <= typical.keys()]
+    values = compile_sizes(texts, tuple(typical))(typical)
     for step in schedule.steps:
         if isinstance(step, MatmulStep):
             known = rows.setdefault(step.weight, set())
-            if isinstance(step.x.shape[0], int) and step.x.shape[0] > 0:
-                known.add(step.x.shape[0])
+            count = values.get(step.x.shape[0], step.x.shape[0])
+            if isinstance(count, int) and count > 0:
+                known.add(count)
     return {name: tuple(sorted(known)) or (128,) for name, known in rows.items()}
 
 

@@ -1,0 +1,185 @@
+"""Generating text: a prompt goes through a program once, and then token after token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from graphwright.ir.errors import InputError, OptionError
+
+from .bound import BoundCall
+from .executable import Executable
+from .kv_cache import KVCache
+from .token_choice import Chooser, Sampling
+
+FIRST_ROOM = 512
+"""New tokens that there is room for at first; more is made when they are there."""
+
+Streamer = Callable[[torch.Tensor], object]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """When a sequence is at its end.
+
+    Args:
+        tokens: each of them ends it.
+        sequences: each of them ends it, as the last tokens generated.
+        padding: what follows an end where other sequences of the batch go on.
+    """
+
+    tokens: tuple[int, ...] = ()
+    sequences: tuple[tuple[int, ...], ...] = ()
+    padding: int = 0
+
+
+@dataclass
+class _Batch:
+    """What is known of each sequence."""
+
+    lengths: torch.Tensor
+    done: torch.Tensor
+    answers: list[list[int]] = field(default_factory=list)
+
+
+class Generator:
+    """Continues sequences with a model that was compiled for it.
+
+    Args:
+        prefill: the program with caches for any number of tokens, with the scores of one token of each sequence as its result.
+        step: the same for one token.
+        ending: what ends a sequence unless a call says otherwise.
+    """
+
+    def __init__(self, prefill: Executable, step: Executable, ending: Ending) -> None:
+        self.prefill, self.step, self.ending = prefill, step, ending
+
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        max_new_tokens: int,
+        attention_mask: torch.Tensor | None = None,
+        sampling: Sampling | None = None,
+        ending: Ending | None = None,
+        streamer: Streamer | None = None,
+    ) -> torch.Tensor:
+        """Return the prompts and what follows them.
+
+        Args:
+            input_ids: [B, S], int64.
+            max_new_tokens: most tokens to generate, at least 0.
+            attention_mask: [B, S], 0 where a prompt is padded, at its start or at its end; None for no padding.
+            sampling: how tokens are drawn; None for the likeliest.
+            ending: what ends a sequence; None for the model's own.
+            streamer: called with the new tokens [B] as soon as they are known.
+
+        Returns:
+            [B, S + n], int64, n at most max_new_tokens: the prompts as they were given, then the new tokens.
+
+        Raises:
+            InputError: the prompts do not fit the model.
+        """
+        new = []
+        for tokens in self.stream(
+            input_ids, max_new_tokens=max_new_tokens, attention_mask=attention_mask, sampling=sampling, ending=ending
+        ):
+            new.append(tokens)
+            if streamer is not None:
+                streamer(tokens)
+        return torch.cat((input_ids, torch.stack(new, 1)), 1) if new else input_ids.clone()
+
+    def stream(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        max_new_tokens: int,
+        attention_mask: torch.Tensor | None = None,
+        sampling: Sampling | None = None,
+        ending: Ending | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Yield the new tokens [B] of each step; the arguments are those of `generate`."""
+        prompts, lengths = _left_aligned(input_ids, attention_mask)
+        if max_new_tokens < 0:
+            raise OptionError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")
+        ending = ending or self.ending
+        width, most = prompts.shape[1], int(lengths.max()) + max_new_tokens
+        # The last token is not put into the cache.
+        cache = KVCache(self.step.signature, len(prompts), max(width, min(most - 1, width + FIRST_ROOM)))
+        return self._tokens(prompts, lengths, cache, max_new_tokens, Chooser(sampling, prompts.device), ending)
+
+    def _tokens(
+        self,
+        prompts: torch.Tensor,
+        lengths: torch.Tensor,
+        cache: KVCache,
+        count: int,
+        choose: Chooser,
+        ending: Ending,
+    ) -> Iterator[torch.Tensor]:
+        batch = _Batch(lengths, torch.zeros(len(prompts), dtype=torch.bool, device=prompts.device), [[] for _ in prompts])
+        past = torch.zeros_like(lengths)
+        call: BoundCall | None = None
+        ids = torch.empty((len(prompts), 1), dtype=prompts.dtype, device=prompts.device)
+        longest = int(lengths.max())
+        for number in range(count):
+            with torch.inference_mode(False), torch.no_grad():
+                if number == 0:
+                    scores = self.prefill(prompts, past, *cache.tensors.values(), lengths - 1)
+                    past.copy_(lengths)
+                else:
+                    needed = longest + number
+                    if call is None or needed > cache.capacity:
+                        limit = longest + count if cache.limit is None else min(longest + count, cache.limit)
+                        cache.grow(max(needed, min(2 * cache.capacity, limit)) if needed > cache.capacity else needed)
+                        call = self.step.bind(ids, past, *cache.tensors.values())
+                    call.run()
+                    past += 1
+                    scores = call.results
+                tokens = choose(scores[:, -1])
+                finished = self._finish(tokens, batch, ending)
+                ids[:, 0] = tokens
+            yield tokens
+            if finished:
+                return
+
+    def _finish(self, tokens: torch.Tensor, batch: _Batch, ending: Ending) -> bool:
+        """Pad what comes after an end, in place, and return whether all sequences are at their end."""
+        if not ending.tokens and not ending.sequences:
+            return False
+        if batch.done.any():
+            tokens[batch.done] = ending.padding
+        for row, token in enumerate(tokens.tolist()):
+            if batch.done[row]:
+                continue
+            answer = batch.answers[row]
+            answer.append(token)
+            if token in ending.tokens or any(tuple(answer[-len(s) :]) == s for s in ending.sequences):
+                batch.done[row] = True
+        return bool(batch.done.all())
+
+
+def _left_aligned(input_ids: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return prompts that start in the first column, and their lengths."""
+    if input_ids.dim() != 2 or input_ids.dtype != torch.int64:
+        found = f"{input_ids.dtype} {list(input_ids.shape)}"
+        raise InputError(f"generate: input_ids must be int64 [batch, tokens], got {found}")
+    batch, width = input_ids.shape
+    if batch == 0 or width == 0:
+        raise InputError(f"generate: there must be at least one prompt, of at least one token, got {list(input_ids.shape)}")
+    if mask is None:
+        return input_ids.contiguous(), torch.full((batch,), width, device=input_ids.device)
+    if mask.shape != input_ids.shape:
+        raise InputError(f"generate: attention_mask must be {list(input_ids.shape)}, got {list(mask.shape)}")
+    kept = mask != 0
+    lengths = kept.sum(1)
+    if int(lengths.min()) == 0:
+        raise InputError("generate: a prompt is all padding: attention_mask has a row of zeros")
+    starts = kept.int().argmax(1)
+    columns = torch.arange(width, device=mask.device)
+    if not torch.equal(kept, (columns >= starts[:, None]) & (columns < (starts + lengths)[:, None])):
+        raise InputError("generate: attention_mask must be 0 only at the start or the end of a row, without gaps")
+    moved = input_ids.gather(1, (columns + starts[:, None]) % width)
+    return moved[:, : int(lengths.max())].contiguous(), lengths
