@@ -57,12 +57,22 @@ class Executable:
         schedule: what to run.
         weights: by name. They are not referred to afterwards where they are kept in another form.
         signature: how the model is called.
+        typical: dimensions that calls usually have, by name; weights are laid out for these.
+        shared: an executable of the same model, whose weights are used in the form that it has them in.
 
     Raises:
         ArtifactError: the schedule is not whole, or does not fit the weights or the signature.
     """
 
-    def __init__(self, schedule: Schedule, weights: Mapping[str, torch.Tensor], signature: Signature) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        weights: Mapping[str, torch.Tensor],
+        signature: Signature,
+        *,
+        typical: Mapping[str, int] | None = None,
+        shared: Executable | None = None,
+    ) -> None:
         check_schedule(schedule, weights)
         check_signature(schedule, signature)
         self.schedule = schedule

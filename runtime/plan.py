@@ -79,7 +79,7 @@ class Planner:
         Args:
             layout: where buffers lie.
             arena: uint8, at least as long as the layout says, aligned as `memory.ALIGNMENT` says.
-            fixed: tensors that are the same in every call, by the buffers that they are; all of the inputs and outputs, or none.
+            fixed: tensors that are the same in every call, by the buffers that they are: all inputs and outputs, or none.
 
         Raises:
             GraphwrightError: a step cannot be bound to its memory; the message names it.
