@@ -14,13 +14,13 @@ BUSY = 0.7
 
 @dataclass(frozen=True)
 class Latency:
-    """One text at a time, medians over pairs of calls in turn.
+    """One text at a time, both called in turn: what a fifth of the calls stay below.
 
     Args:
         tokens: its length.
         eager_ms: wall time of the original.
         compiled_ms: of the compiled model.
-        ratio: the first over the second, the median over the pairs.
+        ratio: the first over the second.
     """
 
     tokens: int
