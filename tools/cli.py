@@ -17,6 +17,7 @@ COMMANDS = {
     "bench": "graphwright.tools.bench:bench",
     "compile": "graphwright.tools.compile:compile",
     "doctor": "graphwright.tools.doctor:doctor",
+    "export": "graphwright.tools.export:export",
     "inspect": "graphwright.tools.inspect:inspect",
     "passes": "graphwright.tools.passes:passes",
     "run": "graphwright.tools.run:run",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +23,9 @@ from .writer import Writer, refuse_unknown
 
 if TYPE_CHECKING:
     import onnx_ir
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
+_OWN_FOLDER = str(Path(__file__).parent)
 
 
 def emit(program: Program, *, opset: int = OPSETS.start) -> onnx_ir.Model:
@@ -65,9 +70,8 @@ def emit(program: Program, *, opset: int = OPSETS.start) -> onnx_ir.Model:
             raise ExportError(f"PyTorch's ONNX exporter cannot write the program: {_innermost(error)}") from error
         made.rename_axes(symbols)
     model: onnx_ir.Model = made.model
-    model.graph.name = "graphwright"
-    model.producer_name, model.producer_version = "graphwright", None
     share_transposed(model)
+    _tidy(model)
     return model
 
 
@@ -139,6 +143,27 @@ def _trace(program: Program) -> tuple[Any, dict[str, str]]:
             if isinstance(size, torch.SymInt):
                 symbols.setdefault(str(size), str(name))
     return exported, symbols
+
+
+def _tidy(model: onnx_ir.Model) -> None:
+    """Name weights as the program does, and keep of where nodes come from only the line and module of the user's model."""
+    model.graph.name = model.producer_name = "graphwright"
+    model.producer_version = None
+    model.graph.metadata_props.clear()
+    for value in list(model.graph.initializers.values()):
+        value.name = str(value.name).removeprefix(f"{Writer.WEIGHTS}.")
+    for node in model.graph:
+        frames = _FRAME.findall(node.metadata_props.get("pkg.torch.onnx.stack_trace", ""))
+        modules = re.findall(r"'([^']+)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))[:-1]
+        node.metadata_props.clear()
+        if frames and not frames[-1][0].startswith(_OWN_FOLDER):
+            file, line = frames[-1]
+            node.metadata_props["source"] = f"{'/'.join(Path(file).parts[-2:])}:{line}"
+            if modules:
+                node.metadata_props["module"] = modules[-1]
+        for value in (*node.inputs, *node.outputs):
+            if value is not None:
+                value.metadata_props.clear()
 
 
 def _innermost(error: BaseException) -> str:

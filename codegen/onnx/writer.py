@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.traceback import preserve_node_meta, set_current_meta
 
 from graphwright.ir import dialect
 from graphwright.ir.diagnostics import at_node
@@ -28,6 +29,9 @@ class Writer(torch.nn.Module):
         program: after all passes.
     """
 
+    WEIGHTS = "graph_module"
+    """What stands before every weight's name."""
+
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
@@ -35,7 +39,8 @@ class Writer(torch.nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return those of the program's results that are tensors."""
-        results = _Run(self.graph_module, self.program).run(*tensors)
+        with preserve_node_meta():
+            results = _Run(self.graph_module, self.program).run(*tensors)
         return tuple(result for result in results if isinstance(result, torch.Tensor))
 
 
@@ -74,21 +79,23 @@ class _Run(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of a node."""
         try:
-            if n.op == "call_function":
-                if n.target is dialect.attention:
-                    return self._by_head(n, self._attention(n))
-                if n.target is dialect.rotary and (flat := self._rotary(n)) is not None:
-                    return self._by_head(n, flat)
-                if n.target is dialect.rms_norm and (flat := self._norm(n)) is not None:
-                    return self._by_head(n, flat)
-                if (flat := self._merged_again(n)) is not None:
-                    return flat
-                if n.target in LOWERINGS:
-                    args, kwargs = self.fetch_args_kwargs_from_env(n)
-                    return LOWERINGS[n.target](*args, **kwargs)
-            return super().run_node(n)
+            # What is traced here keeps the line of the user's model.
+            with set_current_meta(n, "onnx"):
+                return self._written(n) if n.op == "call_function" else super().run_node(n)
         except ExportError as error:
             raise at_node(error, self.program, n) from None
+
+    def _written(self, n: fx.Node) -> Any:
+        if n.target is dialect.attention:
+            return self._by_head(n, self._attention(n))
+        if n.target is dialect.rotary and (flat := self._rotary(n)) is not None:
+            return self._by_head(n, flat)
+        if n.target is dialect.rms_norm and (flat := self._norm(n)) is not None:
+            return self._by_head(n, flat)
+        if (flat := self._merged_again(n)) is not None:
+            return flat
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return LOWERINGS.get(n.target, n.target)(*args, **kwargs)  # type: ignore[operator]
 
     def _by_head(self, node: fx.Node, flat: torch.Tensor) -> torch.Tensor:
         """Return [B, H, S, D] of [B, S, H * D]; where nobody needs it, it is not exported."""
