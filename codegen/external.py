@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -46,8 +48,8 @@ def matrix_of(stored: Stored, shape: tuple[Any, ...]) -> View | None:
     if shape[-1] != 1 and strides[-1] != 1:
         return None
     outer = [(n, s) for n, s in zip(shape[:-1], strides[:-1], strict=True) if n != 1]
-    for (_, step), (count, inner) in zip(outer, outer[1:], strict=False):
-        if (step - count * inner) != 0:
+    for (_, step), (count, inner) in pairwise(outer):
+        if sympy.expand(step - count * inner) != 0:
             return None
     row = outer[-1][1] if outer else shape[-1]
     return View(

@@ -169,7 +169,7 @@ class Fusion:
                 if self._kinds[base] == "loop" and self.rows(base).reduced and self.numel(base) == self.numel(node):
                     return self.rows(base)
         shape = tuple(n for n in self.program.shape(node) if n != 1)
-        return Rows(product(shape[:-1]), sympy.sympify(shape[-1]) if shape else sympy.Integer(1))
+        return Rows(product(shape[:-1]), product(shape[-1:]))
 
     def stage(self, node: fx.Node) -> int:
         """Return how many operations outside loops lie, one after the other, before a node."""

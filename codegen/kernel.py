@@ -12,7 +12,7 @@ import torch
 
 from .indexing import Index, contiguous_strides, product, text
 from .kernel_text import COMBINED, OPERATIONS, TYPED, dtype_text, identity_of, number_text
-from .tiling import Segment, Tiling, choose
+from .tiling import Segment, choose
 from .values import COLUMN, Value, Values
 
 ROW = sympy.Symbol("row", integer=True, nonnegative=True)

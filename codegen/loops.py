@@ -22,7 +22,7 @@ MOST_VALUES = 4000
 """A kernel with more values than this is cut: something in it is computed again and again."""
 
 
-class NeedsStore(Exception):  # noqa: N818
+class NeedsStore(Exception):
     """A node cannot be computed inside another kernel, and has to be stored first."""
 
     def __init__(self, node: fx.Node) -> None:
@@ -30,7 +30,7 @@ class NeedsStore(Exception):  # noqa: N818
         self.node = node
 
 
-class NeedsExternal(Exception):  # noqa: N818
+class NeedsExternal(Exception):
     """A node that looked like a loop operation has no loop lowering after all."""
 
     def __init__(self, node: fx.Node) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 PROGRAM_ELEMENTS = 8192
@@ -81,7 +82,7 @@ def choose(columns: Any, flat: bool, single: bool, cuts: Iterable[int], on_cuda:
 def segments(columns: int, cuts: list[int]) -> Iterable[Segment]:
     """Yield segments that cover the columns and begin anew at each cut."""
     edges = [0, *cuts, columns]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         while start < stop:
             rest = stop - start
             # The largest power of two that fits; the last few columns share one masked piece.

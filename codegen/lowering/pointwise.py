@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import reduce
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def _common_dtype(args: tuple[Any, ...]) -> torch.dtype:
         return tensors[0].dtype
     return reduce(
         lambda dtype, pair: torch.promote_types(dtype, torch.result_type(*pair)),
-        zip(values, values[1:], strict=False),
+        pairwise(values),
         torch.result_type(values[0], values[1]),
     )
 
