@@ -36,18 +36,32 @@ def test_blocks_are_renewed(readme: ModuleType, tmp_path: Path) -> None:
     """Each block gets its own command's output, without trailing blanks; the rest of the page stays, and a second time changes
     nothing.
     """
-    made = readme.renewed(PAGE, tmp_path)
-    assert made == (
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    assert readme.renew(page, tmp_path)
+    assert page.read_text() == (
         "before\n<!-- output of: printf 'one  \\n\\ntwo\\n' -->\n```text\none\n\ntwo\n```\n<!-- end of output -->\nbetween\n"
         f"<!-- output of: pwd -->\n```text\n{tmp_path}\n```\n<!-- end of output -->\nafter\n"
     )
-    assert readme.renewed(made, tmp_path) == made
+    assert not readme.renew(page, tmp_path)
 
 
 def test_failing_command_changes_nothing(readme: ModuleType, tmp_path: Path) -> None:
     """Output of a command that failed is never shown."""
+    page = tmp_path / "page.md"
+    page.write_text(text := "<!-- output of: echo bad; exit 3 -->\n<!-- end of output -->\n")
     with pytest.raises(subprocess.CalledProcessError):
-        readme.renewed("<!-- output of: echo bad; exit 3 -->\n<!-- end of output -->\n", tmp_path)
+        readme.renew(page, tmp_path)
+    assert page.read_text() == text
+
+
+def test_edits_during_the_commands_stay(readme: ModuleType, tmp_path: Path) -> None:
+    """What is written into a page while its commands run is not lost."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- output of: echo edited >> page.md; echo one -->\n<!-- end of output -->\n")
+    assert readme.renew(page, tmp_path)
+    shown = "<!-- output of: echo edited >> page.md; echo one -->\n```text\none\n```\n<!-- end of output -->\nedited\n"
+    assert page.read_text() == shown
 
 
 def test_pages_have_no_block_left_open(readme: ModuleType, root: Path) -> None:

@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,17 +23,27 @@ ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"(<!-- output of: (?P<command>[^\n]+?) -->\n).*?(<!-- end of output -->)", re.DOTALL)
 
 
-def renewed(page: str, folder: Path = ROOT) -> str:
-    """Return a page with the output of its commands as it is now.
+def renew(path: Path, folder: Path = ROOT) -> bool:
+    """Put the output of a page's commands, as it is now, into it, and return whether that changed the page.
 
     Args:
-        page: the text.
+        path: of the page.
         folder: where the commands run.
 
     Raises:
-        subprocess.CalledProcessError: a command failed.
+        subprocess.CalledProcessError: a command failed; the page is as it was.
     """
-    return BLOCK.sub(lambda found: f"{found[1]}```text\n{_output(found['command'], folder)}\n```\n{found[3]}", page)
+    outputs = {found["command"]: _output(found["command"], folder) for found in BLOCK.finditer(path.read_text("utf-8"))}
+    # The commands may take minutes, in which the page may have been edited.
+    page = path.read_text("utf-8")
+    new = BLOCK.sub(lambda found: _filled(found, outputs), page)
+    path.write_text(new, "utf-8")
+    return new != page
+
+
+def _filled(found: re.Match[str], outputs: Mapping[str, str]) -> str:
+    output = outputs.get(found["command"])
+    return found[0] if output is None else f"{found[1]}```text\n{output}\n```\n{found[3]}"
 
 
 def _output(command: str, folder: Path) -> str:
@@ -47,9 +58,7 @@ def main() -> int:
     """Renew the pages that the command line names, or all, and return 0."""
     named = [Path(name).resolve() for name in sys.argv[1:]]
     for path in named or [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        page = path.read_text("utf-8")
-        if (new := renewed(page)) != page:
-            path.write_text(new, "utf-8")
+        if renew(path):
             print(f"renewed {path.relative_to(ROOT)}", file=sys.stderr)
     return 0
 
