@@ -11,7 +11,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from graphwright.ir.analyses import index as ix
 from graphwright.ir.errors import ExportError
 
-INDICES = "bhqk"
+INDICES = ("b", "h", "q", "k")
 """The variables of an attention's expressions, in the order of the scores' dimensions [B, H, S, T]."""
 
 _FUNCTIONS: Mapping[str, Any] = {
@@ -132,14 +132,13 @@ class ExpressionWriter:
     def _read(self, e: ix.Expr) -> torch.Tensor:
         source = self.loads[str(e.value)].to(_DTYPES[e.type])
         names = [str(index.value) if index.kind == "var" else "" for index in e.operands]
-        if any(index.kind != "const" and name not in INDICES for index, name in zip(e.operands, names, strict=True)):
-            return self._gather(source, e)
         kept = [name for name in names if name]
-        if len(set(kept)) != len(kept):
+        plain = all(index.kind == "const" or name in INDICES for index, name in zip(e.operands, names, strict=True))
+        if not plain or len(set(kept)) != len(kept):
             return self._gather(source, e)
         for dim in reversed(range(len(names))):
             if not names[dim]:
-                source = source.select(dim, e.operands[dim].value)  # type: ignore[arg-type]
+                source = source.select(dim, ix.parts(e.operands[dim])[0])
         for dim, name in enumerate(kept):
             size = self.shape[INDICES.index(name)]
             if not statically_known_true(source.shape[dim] == size):
