@@ -5,19 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from graphwright.ir.errors import InputError
 from graphwright.ir.records import Decision, PassRecord, Plan, Refusal
 from graphwright.runtime.artifact import load as load_artifact
 from graphwright.runtime.artifact import save as save_artifact
 from graphwright.runtime.executable import Executable, Memory, Profile
+from graphwright.runtime.generation import Ending, Generator, Streamer, load_generator
 from graphwright.runtime.schedule import Schedule
+from graphwright.runtime.token_choice import Sampling
 
 REPORT = "report.json"
 GRAPH = "ir/final.txt"
 RECIPE = "recipe.toml"
+GENERATION = "generation.json"
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,16 @@ class Compiled:
         graph: the program after all passes, printed.
         report: how it was made.
         recipe: the passes that were asked for, and the model they were for, as TOML; "" where it is not known.
+        generator: what generates tokens; None if the model was not compiled for it.
     """
 
-    def __init__(self, executable: Executable, graph: str, report: Report, recipe: str = "") -> None:
+    def __init__(
+        self, executable: Executable, graph: str, report: Report, recipe: str = "", generator: Generator | None = None
+    ) -> None:
         self.graph = graph
         self.report = report
         self.recipe = recipe
+        self.generator = generator
         self._executable = executable
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -79,6 +89,62 @@ class Compiled:
             InputError: the arguments are not what the model was compiled for.
         """
         return self._executable(*args, **kwargs)
+
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        max_new_tokens: int,
+        attention_mask: torch.Tensor | None = None,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int = 50,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        stop_sequences: Sequence[Sequence[int]] = (),
+        pad_token_id: int | None = None,
+        streamer: Streamer | None = None,
+    ) -> torch.Tensor:
+        """Return prompts and what the model continues them with.
+
+        Args:
+            input_ids: the prompts, int64 [batch, tokens].
+            max_new_tokens: most tokens to generate.
+            attention_mask: [batch, tokens], 0 where a prompt is padded, at its start or at its end; None for no padding. Each
+                sequence is continued as if it were alone.
+            do_sample: draw tokens, instead of taking the likeliest.
+            temperature: scores are divided by it before a token is drawn; above 0.
+            top_k: only the k likeliest are drawn from; 0 for all.
+            top_p: of these only the likeliest that together have at least this probability.
+            seed: of what is drawn; None for another one each time.
+            eos_token_id: a token or several that end a sequence, () for none; None for the model's own.
+            stop_sequences: tokens that end a sequence when they are the last that were generated.
+            pad_token_id: what follows an end where others of the batch go on; None for the model's own.
+            streamer: called with the new tokens [batch] as soon as they are known.
+
+        Returns:
+            int64 [batch, tokens + n], n at most `max_new_tokens`.
+
+        Raises:
+            InputError: the prompts do not fit the model, or it was not compiled with `generate=True`.
+            OptionError: an option is out of its range.
+        """
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed) if do_sample else None
+        generator = self._generator()
+        return generator.generate(
+            input_ids,
+            max_new_tokens=max_new_tokens,
+            attention_mask=attention_mask,
+            sampling=sampling,
+            ending=generator.ending.changed(eos_token_id, stop_sequences, pad_token_id),
+            streamer=streamer,
+        )
+
+    def _generator(self) -> Generator:
+        if self.generator is None:
+            raise InputError("generate: the model was not compiled for it; compile it with generate=True")
+        return self.generator
 
     @property
     def schedule(self) -> Schedule:
@@ -117,7 +183,12 @@ class Compiled:
         executable = self._executable
         texts = {f"ir/{k:02}-{r.pass_name}.txt": r.text for k, r in enumerate(self.report.records) if r.text}
         extra = {GRAPH: self.graph, REPORT: self.report.to_json(), RECIPE: self.recipe, **texts}
-        save_artifact(path, executable.schedule, executable.weights(), executable.signature, extra)
+        weights, programs = executable.weights(), {}
+        if self.generator is not None:
+            programs = self.generator.programs()
+            weights = self.generator.weights() | weights
+            extra[GENERATION] = self.generator.ending.to_json()
+        save_artifact(path, executable.schedule, weights, executable.signature, extra, programs)
 
 
 def load(path: str | os.PathLike[str]) -> Compiled:
@@ -132,4 +203,8 @@ def load(path: str | os.PathLike[str]) -> Compiled:
     artifact = load_artifact(path)
     executable = Executable(artifact.schedule, artifact.weights, artifact.signature)
     report = Report.from_json(artifact.extra[REPORT])
-    return Compiled(executable, artifact.extra.get(GRAPH, ""), report, artifact.extra.get(RECIPE, ""))
+    generator = None
+    if GENERATION in artifact.extra:
+        ending = Ending.from_json(artifact.extra[GENERATION])
+        generator = load_generator(artifact.programs, artifact.weights, ending, executable)
+    return Compiled(executable, artifact.extra.get(GRAPH, ""), report, artifact.extra.get(RECIPE, ""), generator)

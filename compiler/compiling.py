@@ -18,6 +18,7 @@ from graphwright.runtime.schedule import Schedule
 
 from .capturing import capture
 from .compiled import Compiled, Report
+from .generating import compile_generator, ending_of
 from .pipeline import DEFAULT_PASSES, run_passes
 from .recipe import Mark, Recipe, mark_of, recipe_of
 from .sampling import Dynamic
@@ -32,6 +33,7 @@ def compile(
     keep_text: bool = False,
     calibration: Sequence[Any] = (),
     recipe: Recipe | str | os.PathLike[str] | None = None,
+    generate: bool = False,
     **kwargs: Any,
 ) -> Compiled:
     """Compile a model.
@@ -47,6 +49,7 @@ def compile(
         calibration: further sample calls, for passes that decide by what a model computes: each (args, kwargs), or a dict of
             named arguments.
         recipe: passes with their options, or the path of a file of them; those of `passes` run after them.
+        generate: also make what `Compiled.generate` runs, with keys and values in a cache. The model must be a causal decoder.
         kwargs: named arguments of the sample call.
 
     Returns:
@@ -55,7 +58,7 @@ def compile(
     Raises:
         CaptureError: the model cannot be captured.
         OptionError: a pass or an option is unknown, or the recipe was made for another model.
-        PassError: a pass cannot do what it was asked to.
+        PassError: a pass cannot do what it was asked to, or the model cannot be run token by token.
         LoweringError: an operation can neither be generated nor called.
     """
     clock = _Clock()
@@ -66,13 +69,19 @@ def compile(
     asked.check(mark)
     asked = Recipe(asked.passes, Mark(mark.name or (asked.model.name if asked.model else ""), mark.weights))
     device = next((w.device.type for w in program.weights.values()), "cpu")
-    program = run_passes(program, [*DEFAULT_PASSES, *asked.passes], Context(tuple(calibration), device), keep_text=keep_text)
+    context = Context(tuple(calibration), device)
+    program = run_passes(program, [*DEFAULT_PASSES, *asked.passes], context, keep_text=keep_text)
     clock.stop("passes")
     schedule = lower(program, device=device)
     clock.stop("lower")
     executable = Executable(schedule, program.weights, program.signature)
     clock.stop("load")
-    return Compiled(executable, print_program(program), _report(program, schedule, clock.times_us), asked.to_toml())
+    generator = None
+    if generate:
+        generator = compile_generator(program, context, executable, ending_of(model))
+        clock.stop("generator")
+    report = _report(program, schedule, clock.times_us)
+    return Compiled(executable, print_program(program), report, asked.to_toml(), generator)
 
 
 def _report(program: Program, schedule: Schedule, times_us: Mapping[str, int]) -> Report:

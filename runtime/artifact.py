@@ -23,7 +23,7 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ class Artifact:
         signature: how the model is called.
         extra: further texts by name, such as "report.json".
         versions: of graphwright, torch and triton when the file was written.
+        programs: further schedules over the same weights, with their signatures, by name.
     """
 
     schedule: Schedule
@@ -70,6 +71,7 @@ class Artifact:
     signature: Signature
     extra: dict[str, str]
     versions: dict[str, str]
+    programs: dict[str, tuple[Schedule, Signature]] = field(default_factory=dict)
 
 
 def save(
@@ -78,6 +80,7 @@ def save(
     weights: Mapping[str, torch.Tensor],
     signature: Signature,
     extra: Mapping[str, str] | None = None,
+    programs: Mapping[str, tuple[Schedule, Signature]] | None = None,
 ) -> None:
     """Write a compiled model to a file. Either the whole file is there afterwards, or what was there before.
 
@@ -87,20 +90,27 @@ def save(
         weights: by name; those that the schedule does not name are left out.
         signature: how the model is called.
         extra: further texts by member name.
+        programs: further schedules over the same weights, with their signatures, by name.
 
     Raises:
         ArtifactError: the schedule is not whole, or something in it cannot be stored.
         OSError: the file cannot be written.
     """
-    check_schedule(schedule, weights)
-    used = {buffer.source: weights[buffer.source] for buffer in schedule.buffers.values() if buffer.kind == "weight"}
-    texts = {f"{KERNELS}{name}.py": source for name, source in schedule.kernels.items()} | dict(extra or {})
+    schedules = {"": schedule} | {f"{name}/": found for name, (found, _) in (programs or {}).items()}
+    for found in schedules.values():
+        check_schedule(found, weights)
+    buffers = [buffer for found in schedules.values() for buffer in found.buffers.values() if buffer.kind == "weight"]
+    used = {buffer.source: weights[buffer.source] for buffer in buffers}
+    kernels = {
+        f"{KERNELS}{prefix}{name}.py": source for prefix, found in schedules.items() for name, source in found.kernels.items()
+    }
+    texts = kernels | dict(extra or {})
     for name in texts:
         if not _MEMBER.fullmatch(name) or name in (MANIFEST, WEIGHTS):
             raise ArtifactError(
                 f"{name!r} cannot be the name of a part of a file: letters, digits, _ . - and / may stand in it"
             )
-    if len(texts) != len(schedule.kernels) + len(extra or {}):
+    if len(texts) != len(kernels) + len(extra or {}):
         raise ArtifactError(f"a text among the extra ones has the name of a kernel: {', '.join(extra or {})}")
     target = Path(path)
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
@@ -111,7 +121,7 @@ def save(
                 for name, text in sorted(texts.items()):
                     hashes[name] = hashlib.sha256(text.encode()).hexdigest()
                     _add_text(archive, name, text)
-                _add_text(archive, MANIFEST, json.dumps(_manifest(schedule, signature, hashes), indent=1))
+                _add_text(archive, MANIFEST, json.dumps(_manifest(schedule, signature, hashes, programs or {}), indent=1))
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, target)
@@ -138,7 +148,12 @@ def load(path: str | os.PathLike[str]) -> Artifact:
             raise ArtifactError(f"{os.fspath(path)} is not a whole compiled model: {error}") from error
 
 
-def _manifest(schedule: Schedule, signature: Signature, hashes: Mapping[str, str]) -> dict[str, Any]:
+def _manifest(
+    schedule: Schedule,
+    signature: Signature,
+    hashes: Mapping[str, str],
+    programs: Mapping[str, tuple[Schedule, Signature]],
+) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "versions": {name: _version(name) for name in ("graphwright", "torch", "triton")},
@@ -146,6 +161,10 @@ def _manifest(schedule: Schedule, signature: Signature, hashes: Mapping[str, str
         "members": dict(hashes),
         "schedule": schedule_to_data(schedule),
         "signature": json.loads(signature.to_json()),
+        "programs": {
+            name: {"schedule": schedule_to_data(found), "signature": json.loads(own.to_json())}
+            for name, (found, own) in programs.items()
+        },
     }
 
 
@@ -201,15 +220,25 @@ def _read(archive: zipfile.ZipFile, memory: mmap.mmap) -> Artifact:
         texts[name] = data.decode()
     weights = read_weights(memory, start, size)
     kernels = {name.removeprefix(KERNELS).removesuffix(".py"): text for name, text in texts.items() if name.startswith(KERNELS)}
-    schedule = schedule_from_data(manifest["schedule"], kernels)
-    if schedule.device != manifest["device"]:
-        raise ArtifactError(f"the device is {manifest['device']!r}, and {schedule.device!r} in the schedule")
-    check_schedule(schedule, weights)
-    signature = Signature.from_json(json.dumps(manifest["signature"]))
+    schedule, signature = _read_program(manifest, manifest["device"], kernels, weights)
+    programs = {}
+    for name, data in dict(manifest.get("programs", {})).items():
+        own = {kernel.removeprefix(f"{name}/"): text for kernel, text in kernels.items() if kernel.startswith(f"{name}/")}
+        programs[name] = _read_program(data, manifest["device"], own, weights)
     if schedule.device != "cpu":
         weights = {name: weight.to(schedule.device) for name, weight in weights.items()}
     rest = {name: text for name, text in texts.items() if not name.startswith(KERNELS)}
-    return Artifact(schedule, weights, signature, rest, dict(manifest["versions"]))
+    return Artifact(schedule, weights, signature, rest, dict(manifest["versions"]), programs)
+
+
+def _read_program(
+    data: Any, device: str, kernels: Mapping[str, str], weights: Mapping[str, torch.Tensor]
+) -> tuple[Schedule, Signature]:
+    schedule = schedule_from_data(data["schedule"], kernels)
+    if schedule.device != device:
+        raise ArtifactError(f"the device is {device!r}, and {schedule.device!r} in the schedule")
+    check_schedule(schedule, weights)
+    return schedule, Signature.from_json(json.dumps(data["signature"]))
 
 
 def _check_manifest(manifest: Any) -> None:

@@ -13,8 +13,8 @@ import torch
 from graphwright.ir.errors import InputError
 from graphwright.ir.signature import Signature
 
-from .chained import ChainedRun, alone
 from .bound import BoundCall, in_place, lies_as
+from .chained import ChainedRun, alone
 from .layout import Layout, LayoutMaker, Placed
 from .memory import ALIGNMENT
 from .plan import Plan, Planner, step_error

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from graphwright.ir.errors import InputError, OptionError
+from graphwright.ir.errors import ArtifactError, InputError, OptionError
+from graphwright.ir.signature import Signature
 
 from .bound import BoundCall
+from .ending import Ending
 from .executable import Executable
 from .kv_cache import KVCache
+from .schedule import Schedule
 from .token_choice import Chooser, Sampling
 
 FIRST_ROOM = 512
 """New tokens that there is room for at first; more is made when they are there."""
 
+PREFILL, STEP = "prefill", "step"
+"""The programs of a generator, by the names that they have in files."""
+
+TYPICAL = {"batch": 1, "tokens": 128, "capacity": 1024}
+"""Sizes that their weights are laid out for."""
+
 Streamer = Callable[[torch.Tensor], object]
-
-
-@dataclass(frozen=True)
-class Ending:
-    """When a sequence is at its end.
-
-    Args:
-        tokens: each of them ends it.
-        sequences: each of them ends it, as the last tokens generated.
-        padding: what follows an end where other sequences of the batch go on.
-    """
-
-    tokens: tuple[int, ...] = ()
-    sequences: tuple[tuple[int, ...], ...] = ()
-    padding: int = 0
 
 
 @dataclass
@@ -55,6 +49,14 @@ class Generator:
 
     def __init__(self, prefill: Executable, step: Executable, ending: Ending) -> None:
         self.prefill, self.step, self.ending = prefill, step, ending
+
+    def programs(self) -> dict[str, tuple[Schedule, Signature]]:
+        """Return what `load_generator` makes an equal generator from."""
+        return {name: (made.schedule, made.signature) for name, made in ((PREFILL, self.prefill), (STEP, self.step))}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights of both programs by name."""
+        return self.prefill.weights() | self.step.weights()
 
     def generate(
         self,
@@ -159,6 +161,30 @@ class Generator:
             if token in ending.tokens or any(tuple(answer[-len(s) :]) == s for s in ending.sequences):
                 batch.done[row] = True
         return bool(batch.done.all())
+
+
+def load_generator(
+    programs: Mapping[str, tuple[Schedule, Signature]], weights: Mapping[str, torch.Tensor], ending: Ending, shared: Executable
+) -> Generator:
+    """Return what generates.
+
+    Args:
+        programs: a schedule and a signature for each of `PREFILL` and `STEP`.
+        weights: of both.
+        ending: what ends a sequence.
+        shared: the executable of the plain program; its weights are used where they can be.
+
+    Raises:
+        ArtifactError: a program is missing, or is not whole.
+    """
+    if not {PREFILL, STEP} <= programs.keys():
+        raise ArtifactError(f"to generate, the programs {PREFILL} and {STEP} are needed; found {', '.join(programs) or 'none'}")
+    (prefill, signature), (step, single) = programs[PREFILL], programs[STEP]
+    return Generator(
+        Executable(prefill, weights, signature, typical=TYPICAL, shared=shared),
+        Executable(step, weights, single, typical=TYPICAL),
+        ending,
+    )
 
 
 def _left_aligned(input_ids: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

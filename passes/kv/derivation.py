@@ -93,7 +93,7 @@ class _Derivation:
         finally:
             environment.frozen = frozen
         self.program.named[size.node.expr] = dimension_symbol(CAPACITY)
-        self.program.dimensions[CAPACITY] = Dimension(CAPACITY, 1)
+        self.program.dimensions[CAPACITY] = Dimension(CAPACITY, 1, self.positions.count())
         return size
 
     def _input(self, name: str, shape: tuple[Any, ...], dtype: torch.dtype) -> fx.Node:

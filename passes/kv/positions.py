@@ -68,6 +68,23 @@ class Positions:
             if any(user not in self.expressions for user in node.users):
                 yield node
 
+    def count(self) -> int | None:
+        """Return how many positions there are in the tables that positions are looked up in; None for no limit."""
+        limits = []
+        for node in self.frontier():
+            e = self.expressions[node]
+            tables = [(user.args[0], e) for user in node.users if op_name(user) == "embedding" and user.args[1] is node]
+            found = [(table.meta["val"].shape[0], index) for table, index in tables]  # type: ignore[union-attr]
+            found += [pair for load in _loads_in(e) for pair in zip(self._sizes(load), load.operands, strict=True)]
+            for size, index in found:
+                constant, terms = ix.parts(index) if index.type == "int" else (0, {})
+                if terms == {ix.var(TOKEN): 1}:
+                    limits.append(int(size) - constant)
+        return min(limits, default=None)
+
+    def _sizes(self, load: Expr) -> tuple[Any, ...]:
+        return tuple(self._functions.loads[str(load.value)].meta["val"].shape)
+
     def loads(self, e: Expr) -> dict[str, fx.Node]:
         """Return the weights that an expression reads, by the names that it has for them."""
         return {name: self._functions.loads[name] for name in sorted(ix.loads_of(e))}
@@ -119,3 +136,10 @@ class Positions:
         if any(node.op != "get_attr" for node in self.loads(e).values()):
             return None
         return e
+
+
+def _loads_in(e: Expr) -> Iterator[Expr]:
+    if e.kind == "load":
+        yield e
+    for operand in e.operands:
+        yield from _loads_in(operand)

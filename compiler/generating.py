@@ -1,0 +1,62 @@
+"""Compiling what generates: programs with caches, derived from the plain forward of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from graphwright.codegen.lower import lower
+from graphwright.ir.errors import PassError
+from graphwright.ir.fixing import fix_dimension
+from graphwright.ir.program import Program
+from graphwright.ir.records import PassRecord
+from graphwright.passes.base import Context, Pass
+from graphwright.runtime.executable import Executable
+from graphwright.runtime.generation import PREFILL, STEP, Ending, Generator, load_generator
+
+from .pipeline import run_passes
+
+AFTER = ("common-subexpressions", "constant-folding", "dead-code")
+"""What is done to a derived program."""
+
+
+def compile_generator(
+    program: Program, context: Context, shared: Executable, ending: Ending, passes: Iterable[Pass | str] = ()
+) -> Generator:
+    """Return what continues sequences.
+
+    Args:
+        program: the program of a causal decoder, after all passes.
+        context: of the passes.
+        shared: the executable of the program; its weights are used where they can be.
+        ending: what ends a sequence.
+        passes: what to do to the derived program.
+
+    Raises:
+        PassError: the program cannot be run token by token.
+        LoweringError: an operation can neither be generated nor called.
+    """
+    derived = run_passes(program, ["cached-decode", *passes, *AFTER], context)
+    if not derived.states:
+        reasons = [refusal.reason for record in derived.records for refusal in record.plan.refusals if _is_ours(record)]
+        raise PassError(f"generate: the model cannot be run token by token: {'; '.join(reasons) or 'no reason was given'}")
+    prompt = run_passes(derived, ["last-token", "dead-code"], context)
+    single = fix_dimension(derived, "tokens", 1)
+    programs = {
+        name: (lower(made, device=context.target), made.signature) for name, made in ((PREFILL, prompt), (STEP, single))
+    }
+    return load_generator(programs, {**prompt.weights, **single.weights}, ending, shared)
+
+
+def _is_ours(record: PassRecord) -> bool:
+    return record.pass_name == "cached-decode"
+
+
+def ending_of(model: Any) -> Ending:
+    """Return what ends the sequences that a model generates, from its `generation_config` if it has one."""
+    config = getattr(model, "generation_config", None)
+    end, padding = getattr(config, "eos_token_id", None), getattr(config, "pad_token_id", None)
+    ends = tuple(int(token) for token in (end if isinstance(end, Sequence) else [end]) if token is not None)
+    if padding is None:
+        padding = ends[0] if ends else 0
+    return Ending(ends, (), int(padding))
