@@ -352,9 +352,11 @@ class _Writer:
             masks.append(self._inside(self.segment))
         pointer = f"{self._pointer(buffer)} + {self._index(offset)}"
         alone = value.varies and not self.values.depends(offset)
-        if alone and masks:
-            # A mask per column needs a pointer per column.
+        if masks and alone:
+            # A mask per column needs a pointer per column, and a mask per row one per row.
             pointer += f" + tl.zeros([{self._shape()}], tl.int32)"
+        elif masks and self.tiling.mode == "tiles" and offset.free_symbols.isdisjoint({COLUMN, *self.rows_at}):
+            pointer += " + tl.zeros([ROWS, 1], tl.int32)"
         mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
         cast = "" if dtype is value.dtype else f".to({dtype_text(value.dtype)})"
         written = f"tl.load({pointer}{mask}){cast}"

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE_VARIABLE = "TRITON_CACHE_DIR"
+UPDATE = "GRAPHWRIGHT_UPDATE_GOLDEN"
+"""Set this variable to write the files of tests/golden anew instead of comparing with them."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,16 +57,44 @@ def root() -> Path:
     return ROOT
 
 
-def load_families() -> ModuleType:
-    """Load tests/families.py: tests are no package, so that it cannot be imported by name."""
-    name = "graphwright_tests_families"
+def load(file: str) -> ModuleType:
+    """Load a file of tests/: tests are no package, so that it cannot be imported by name."""
+    name = f"graphwright_tests_{file}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "families.py")
+        spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / f"{file}.py")
         assert spec is not None
         assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def load_families() -> ModuleType:
+    """Load tests/families.py."""
+    return load("families")
+
+
+@pytest.fixture(scope="session")
+def builder() -> Any:
+    """The class that builds programs node by node."""
+    return load("builder").Builder
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Compare a text with the file of the test's name under tests/golden."""
+
+    def compare(text: str) -> None:
+        tests = ROOT / "tests"
+        folder = tests / "golden" / Path(request.node.path).relative_to(tests).with_suffix("")
+        file = folder / f"{request.node.name}.txt"
+        if os.environ.get(UPDATE):
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        assert file.exists(), f"{file} is missing: run with {UPDATE}=1, and look at what it writes"
+        assert text == file.read_text()
+
+    return compare
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -16,7 +16,13 @@ SAME = {f"args.{k}": {0: "batch", 2: "tokens"} for k in range(3)}
 
 
 def draw(
-    batch: int = 2, heads: int = 4, queries: int = 9, keys: int = 9, size: int = 16, key_heads: int | None = None, dv: int | None = None
+    batch: int = 2,
+    heads: int = 4,
+    queries: int = 9,
+    keys: int = 9,
+    size: int = 16,
+    key_heads: int | None = None,
+    dv: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return queries, keys and values."""
     shapes = [(heads, queries, size), (key_heads or heads, keys, size), (key_heads or heads, keys, dv or size)]
@@ -115,7 +121,9 @@ def test_shared_key_heads(check: Any) -> None:
         return F.scaled_dot_product_attention(q, k, v, scale=0.1)
 
     for function in (shared, repeated):
-        check(function, draw(heads=6, key_heads=2), draw(batch=1, heads=6, key_heads=2, queries=5, keys=5), dynamic=SAME, ulps=64)
+        check(
+            function, draw(heads=6, key_heads=2), draw(batch=1, heads=6, key_heads=2, queries=5, keys=5), dynamic=SAME, ulps=64
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

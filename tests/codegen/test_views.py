@@ -206,3 +206,18 @@ def test_each_lookup_checks_its_indices(check: Any) -> None:
 def test_negative_indices(check: Any) -> None:
     """Indices that count from the end are followed where eager follows them."""
     check(lambda ids, table: table[ids] + 1, (torch.tensor([-1, 0, -10]),), weights=[torch.randn(10, 4)])
+
+
+def test_padding_of_what_is_one_number_per_row(check: Any) -> None:
+    """Short rows made of one element each are padded by rows and by columns."""
+
+    def function(x: torch.Tensor) -> dict[str, Any]:
+        wide = x.expand(-1, -1, 2)
+        return {
+            "rows": F.pad(wide[0], (0, 0, 0, 2)),
+            "columns": F.pad(x[:, 0], (2, 1)),
+            "both": torch.cat([x[:, 0], wide[:, 0]], 1),
+        }
+
+    check(function, *draw((5, 1, 1)))
+    check(function, *draw((5, 1, 1), (2, 1, 1)), dynamic={"args.0": {0: "n"}})
