@@ -8,6 +8,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from graphwright.ir import dialect
 from graphwright.ir.errors import LoweringError
@@ -37,8 +38,9 @@ def lower(program: Program, *, device: str = "cpu") -> Schedule:
         device: the device type it will run on.
 
     Raises:
-        LoweringError: an operation can neither be generated nor called.
+        LoweringError: an operation can neither be generated nor called, or a size depends on values.
     """
+    _refuse_sizes_from_values(program)
     external: set[fx.Node] = set()
     forced: set[fx.Node] = set()
     for _ in range(MOST_ROUNDS):
@@ -51,6 +53,16 @@ def lower(program: Program, *, device: str = "cpu") -> Schedule:
                 external.add(found.node)
             forced.add(found.node)
     raise LoweringError("no set of stored values was found that every kernel can be made from")
+
+
+def _refuse_sizes_from_values(program: Program) -> None:
+    for node in program.graph.nodes:
+        if node.op == "call_function" and free_unbacked_symbols(node.meta.get("val")):
+            raise LoweringError(
+                f"{provenance_of([node])}: {node.target} makes a number of a tensor's values, or a result whose size depends "
+                "on them, and sizes and numbers must be known before the steps run. What to do: use torch.where or a mask, keep "
+                "the number in a tensor, or compute it outside and pass it as an argument."
+            )
 
 
 class _Lowering:

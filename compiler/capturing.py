@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import sympy
@@ -44,10 +45,17 @@ def capture(model: torch.nn.Module, *args: Any, dynamic: Dynamic = None, check: 
         OptionError: `dynamic` does not fit the arguments.
     """
     if not isinstance(model, torch.nn.Module):
-        raise CaptureError(f"capture takes a torch.nn.Module, and got {type(model).__name__}")
+        raise CaptureError(
+            f"capture takes a torch.nn.Module, and got {type(model).__name__}. What to do: pass an instance of a module; a "
+            "function becomes one as the forward of a class derived from it."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            f"{type(model).__name__} holds no Python code any more. What to do: pass the module it was made from."
+        )
     call, sample = bind(model, args, kwargs)
     names = dimension_names(call, sample, dynamic)
-    asked = set(dynamic) if isinstance(dynamic, dict) else set()
+    asked = set(dynamic) if isinstance(dynamic, Mapping) else set()
     with evaluation(model) as was_training, _cache_choice(model, kwargs) as no_cache:
         notes = ["captured in evaluation mode: the model is in training mode"] if was_training else []
         if no_cache:
@@ -76,12 +84,19 @@ def _checked(model: torch.nn.Module, call: Call, sample: list[torch.Tensor], nam
     """
     tried: set[str] = set()
     notes: list[str] = []
+    own = sample
     while True:
         program, tensors, guards = _once(model, call, sample, names, asked)
         program.notes += notes
         if not program.dimensions:
             return program
         findings = Checker(program, model, call, tensors, guards).examine(tried)
+        if not findings.longer and not findings.fixed:
+            outside = _outside(sizes_of(own, names), findings.ranges)
+            if outside and sample is not own:
+                sample = own
+                continue
+            findings.fixed = {name: why for name, why in outside.items() if not asked.intersection(_paths(call, names, name))}
         if not findings.longer and not findings.fixed:
             apply_ranges(program, findings.ranges)
             return program
@@ -90,14 +105,30 @@ def _checked(model: torch.nn.Module, call: Call, sample: list[torch.Tensor], nam
             sample = resized(sample, names, {**widened(sizes_of(sample, names)), **findings.longer})
             continue
         for name, why in findings.fixed.items():
-            paths = [path for path, dims in zip(call.names, names, strict=True) if name in dims.values()]
+            paths = _paths(call, names, name)
             if asked.intersection(paths):
                 raise CaptureError(
                     f"{type(model).__name__}: {name!r} of {', '.join(paths)} cannot vary: {why}. What to do: pass `dynamic=` "
                     "without it, or change the code that depends on the size."
                 )
             notes.append(f"{', '.join(paths)}: {name} is fixed at the sample's: {why}")
+        # A longer sample was for sizes that might have varied.
+        sample = own
         names = tuple({dim: n for dim, n in dims.items() if n not in findings.fixed} for dims in names)
+
+
+def _paths(call: Call, names: Names, name: str) -> list[str]:
+    """Return the tensors that have a dimension of this name."""
+    return [path for path, dims in zip(call.names, names, strict=True) if name in dims.values()]
+
+
+def _outside(sizes: Mapping[str, int], ranges: Mapping[str, Range]) -> dict[str, str]:
+    """Return the dimensions whose size in the user's sample is not among those that the program is right for, and why."""
+    return {
+        name: f"the model's code takes {sizes[name]} another way than other sizes"
+        for name, found in ranges.items()
+        if 0 < sizes[name] < found.low or (found.high is not None and sizes[name] > found.high)
+    }
 
 
 def _cache_choice(model: torch.nn.Module, kwargs: dict[str, Any]) -> contextlib.AbstractContextManager[bool]:

@@ -28,6 +28,8 @@ OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 PREFIX = "model."
 """What stands before every weight's and module's name: the module around the model."""
 
+LOGGERS = ("torch.export", "torch._export", "torch.fx", "torch._dynamo", "torch._subclasses")
+
 CONSTANTS = (*PLAIN, torch.dtype, torch.device)
 
 
@@ -130,14 +132,14 @@ def export(
     except Exception as error:
         if returned.problem is not None:
             raise returned.problem from None
-        raise explained(error, model, call) from error
+        raise explained(error, model, call, tensors) from error
     return Exported(program, returned.structure, returned.notes)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep warnings and torch's log lines about export away, and torch's fused encoder layer, which hides what it does."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch._dynamo")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -218,19 +220,50 @@ ADVICE = (
         r"Constraints violated|specialized|ConstraintViolation",
         "a size that was to vary is fixed by the code: pass `dynamic=` without it, or `dynamic=False`",
     ),
+    (
+        r"uninitialized parameter",
+        "call the model once before, so that its lazy modules get their sizes",
+    ),
+    (
+        r"DeviceMismatch|two devices",
+        "move the model and the arguments to one device",
+    ),
 )
 
 
-def explained(error: BaseException, model: torch.nn.Module, call: Call | None = None) -> CaptureError:
-    """Return the error that says where a model cannot be captured, why, and what to do."""
+def explained(
+    error: BaseException, model: torch.nn.Module, call: Call | None = None, tensors: Sequence[torch.Tensor] = ()
+) -> CaptureError:
+    """Return the error that says where a model cannot be captured, why, and what to do.
+
+    Args:
+        error: what was raised.
+        model: which.
+        call: how it was called.
+        tensors: of the call. With them the model is called once more, to learn whether it takes them at all.
+    """
     text = _cleaned(str(error), call)
     place = _place(error)
     advice = next((words for pattern, words in ADVICE if re.search(pattern, f"{type(error).__name__}: {error}")), None)
+    if advice is None and call is not None and (refused := _refusal(model, call, tensors)):
+        advice = f"check the arguments: called in PyTorch the model itself raises {refused}"
     lines = [f"{type(model).__name__} cannot be captured" + (f": {place}" if place else "")]
     lines.append(f"{type(error).__name__}: {text}")
     if advice:
         lines.append(f"What to do: {advice}.")
     return CaptureError("\n".join(lines))
+
+
+def _refusal(model: torch.nn.Module, call: Call, tensors: Sequence[torch.Tensor]) -> str:
+    """Return what a model raises in PyTorch, "" for nothing."""
+    if not tensors:
+        return ""
+    try:
+        with quiet(), torch.no_grad():
+            call(model, [tensor.clone() for tensor in tensors])
+    except Exception as error:  # noqa: BLE001 - models may raise anything
+        return f"{type(error).__name__}: {str(error).strip()[:300]}"
+    return ""
 
 
 def _place(error: BaseException) -> str:

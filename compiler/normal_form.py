@@ -6,7 +6,8 @@ Values are all that counts: what lays memory out anew is dropped.
 - `dropout` that is off, `clone`, `contiguous`, `detach`, `alias` are gone.
 - Changes of shape are `aten.reshape` with explicit sizes, `aten.permute`, `aten.unsqueeze`, `aten.squeeze.dims`,
   `aten.expand`; parts are `aten.slice` and `aten.select`. Dimensions count from the front.
-- Arithmetic with a number is the Tensor overload with a Python number; `1 - x` is `aten.sub.Tensor(1, x)`.
+- Sums, differences, products and quotients with a number are the Tensor overload with a Python number; `1 - x` is
+  `aten.sub.Tensor(1, x)`. The Tensor overloads of other operations take no numbers.
 - `x @ w + b` on two-dimensional operands is `aten.linear`.
 - Every size is one node, derived from `aten.sym_size.int` of the placeholders.
 """
@@ -112,14 +113,11 @@ def _cast(rewriter: Rewriter, node: fx.Node) -> Any:
 
 SAME: dict[Any, Any] = {
     aten.__and__.Tensor: aten.bitwise_and.Tensor,
-    aten.__and__.Scalar: aten.bitwise_and.Tensor,
+    aten.__and__.Scalar: aten.bitwise_and.Scalar,
     aten.__or__.Tensor: aten.bitwise_or.Tensor,
-    aten.__or__.Scalar: aten.bitwise_or.Tensor,
+    aten.__or__.Scalar: aten.bitwise_or.Scalar,
     aten.__xor__.Tensor: aten.bitwise_xor.Tensor,
-    aten.__xor__.Scalar: aten.bitwise_xor.Tensor,
-    aten.bitwise_and.Scalar: aten.bitwise_and.Tensor,
-    aten.bitwise_or.Scalar: aten.bitwise_or.Tensor,
-    aten.bitwise_xor.Scalar: aten.bitwise_xor.Tensor,
+    aten.__xor__.Scalar: aten.bitwise_xor.Scalar,
     aten.__lshift__.Scalar: aten.bitwise_left_shift.Tensor_Scalar,
     aten.__rshift__.Scalar: aten.bitwise_right_shift.Tensor_Scalar,
     aten.add.Scalar: aten.add.Tensor,
@@ -131,7 +129,6 @@ SAME: dict[Any, Any] = {
     aten.multiply.Tensor: aten.mul.Tensor,
     aten.subtract.Tensor: aten.sub.Tensor,
     aten.div.Scalar_mode: aten.div.Tensor_mode,
-    aten.remainder.Scalar: aten.remainder.Tensor,
 }
 """Other names and overloads of the same arithmetic."""
 

@@ -116,6 +116,11 @@ def dimension_names(call: Call, tensors: Sequence[torch.Tensor], dynamic: Dynami
     names = _default_names(call.names, tensors)
     if dynamic is None or dynamic is True:
         return names
+    if not isinstance(dynamic, Mapping) or not all(isinstance(dims, Mapping) for dims in dynamic.values()):
+        raise OptionError(
+            f"dynamic: expected names by tensor and dimension, such as {{{call.names[0]!r}: {{0: 'batch'}}}}, or True, False or "
+            f"None, and found {dynamic!r}"
+        )
     for path, dims in dynamic.items():
         if path not in call.names:
             raise OptionError(f"dynamic: {unknown('tensor argument', path, call.names)}")
