@@ -40,12 +40,12 @@ class PackTokens(Pass):
         %a = graphwright.ragged_attention(%q, %k, %v, %starts, tokens); %out = graphwright.take_rows(%a, %places)`
 
     Applies when: every attention hides the keys where an input [batch, tokens] is 0 (or, for all of them, where it is 1), and
-        no others. Tokens may be anywhere in their row.
+        no others, by a condition or by a large negative number. Tokens may be anywhere in their row.
     Applies when: all else that depends on tokens is computed for each alone, or takes tokens at fixed positions, or is taken
         over tokens of what the mask made 0, or another number, elsewhere. Before the first attention, anything.
 
     Declines when: there is no such input, or the number of sequences or of tokens is fixed.
-    Declines when: an attention has a bias or a sink, hides keys by their position, or is not recognised.
+    Declines when: an attention has a bias or a sink, hides keys by their position as well, or is not recognised.
     Declines when: behind an attention another operation mixes tokens, such as a convolution or a mean over padding too.
 
     Fidelity: the same sums in another order. The mask has to be of zeros and ones. Results at padded positions are 0, so are

@@ -17,6 +17,9 @@ from graphwright.ir.ops.attention import operand_type
 
 Number = bool | int | float
 
+HIDING = -10000.0
+"""A score that is less than others by as much has no weight beside them, in any dtype that a softmax is computed in."""
+
 _SAME = ("expand", "unsqueeze", "squeeze", "view", "permute", "transpose", "clone", "alias", "contiguous", "detach")
 _COMPUTED: dict[str, Callable[[Any, Any], Any]] = {
     "eq": operator.eq,
@@ -31,23 +34,38 @@ _COMPUTED: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def hidden_element(predicate: str, dtype: torch.dtype) -> int | None:
-    """Return the element, 0 or 1, of the mask in0[b, k] that hides a key, where a predicate says no more than that.
+def hidden_element(predicate: str, bias: str, dtype: torch.dtype) -> int | None:
+    """Return the element, 0 or 1, of the mask in0[b, k] that hides a key, where an attention's mask does no more than that.
 
     Args:
-        predicate: of an attention, true where a key is seen.
+        predicate: of the attention, true where a key is seen; "" for always.
+        bias: what it adds to the scores; "" for nothing. A large negative number hides.
         dtype: of the mask.
 
     Returns:
-        None if the predicate depends on anything else, such as positions, or hides all or nothing.
+        None if predicate or bias depend on anything else, such as positions, or hide all or nothing.
     """
-    expression = parse(predicate, {"in0": operand_type(dtype)})
+    states = []
+    seen = _on_elements(predicate, dtype) if predicate else [True, True]
+    added = _on_elements(bias, dtype) if bias else [0.0, 0.0]
+    if seen is None or added is None:
+        return None
+    for is_seen, number in zip(seen, added, strict=True):
+        hides = not is_seen or number <= HIDING
+        if not hides and number != 0:
+            return None
+        states.append(hides)
+    return states.index(True) if sorted(states) == [False, True] else None
+
+
+def _on_elements(text: str, dtype: torch.dtype) -> list[Any] | None:
+    """Return the values of an expression for the elements 0 and 1 of in0[b, k]; None if it depends on anything else."""
+    expression = parse(text, {"in0": operand_type(dtype)})
     element = ix.load("in0", (ix.var("b"), ix.var("k")), operand_type(dtype))
     if any(leaf is not element and leaf.kind != "const" for leaf in _leaves(expression)):
         return None
     index = {"b": torch.tensor([0]), "k": torch.tensor([0, 1])}
-    seen = evaluate(expression, index, {"in0": torch.tensor([[0, 1]]).to(dtype)}, {}).expand(2).tolist()
-    return seen.index(False) if sorted(seen) == [False, True] else None
+    return evaluate(expression, index, {"in0": torch.tensor([[0, 1]]).to(dtype)}, {}).expand(2).tolist()
 
 
 def _leaves(expression: ix.Expr) -> list[ix.Expr]:

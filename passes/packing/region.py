@@ -148,17 +148,19 @@ def _mask_of(axes: Axes, node: fx.Node) -> tuple[fx.Node, int]:
         NotPackable: it hides others, or does more.
     """
     given = arguments(node)
-    for name in ("bias", "sink"):
-        if given[name]:
-            raise NotPackable(node.name, f"the attention has a {name}")
+    if given["sink"] is not None:
+        raise NotPackable(node.name, "the attention has a sink")
     if any(axes.roles.get(given[name], ((),) * 4)[2] != (Label.TOKEN,) for name in "qkv"):
         raise NotPackable(node.name, "queries and keys are not the same tokens")
-    if not given["predicate"] or len(given["operands"]) != 1:
+    written = " and ".join(filter(None, (given["predicate"], given["bias"] and f"scores + {given['bias']}")))
+    if not written:
         raise NotPackable(node.name, "no input of the model says which tokens are there")
+    if len(given["operands"]) != 1:
+        raise NotPackable(node.name, f"the mask does more than hide padding: {written}")
     (mask,) = given["operands"]
     if mask.op != "placeholder" or axes.roles.get(mask) != ((Label.BATCH,), (Label.TOKEN,)):
         raise NotPackable(node.name, f"%{mask.name} is no input [batch, tokens] of the model")
-    hidden = hidden_element(given["predicate"], mask.meta["val"].dtype)
+    hidden = hidden_element(given["predicate"], given["bias"], mask.meta["val"].dtype)
     if hidden is None:
-        raise NotPackable(node.name, f"the mask hides more than padding: {given['predicate']}")
+        raise NotPackable(node.name, f"the mask does more than hide padding: {written}")
     return mask, hidden
