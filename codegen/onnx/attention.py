@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class AttentionWriter:
         sink: torch.Tensor | None,
         *,
         heads: tuple[int, int],
-        read: Any,
+        sources: Sequence[Any],
         predicate: str = "",
         bias: str = "",
         scale: float,
@@ -48,7 +49,7 @@ class AttentionWriter:
             operands: what the expressions read.
             sink: [H], or None.
             heads: H and Hk.
-            read: what tells the operands of one attention from those of another.
+            sources: where each of the operands, and then the sink, comes from: what is alike in two attentions is shared.
             predicate: where keys are visible; see `graphwright.ir.ops.attention`.
             bias: what is added to the scores.
             scale: factor of the scores.
@@ -63,21 +64,29 @@ class AttentionWriter:
         if softcap:
             attributes["softcap"] = softcap
         visible = ix.parse(predicate, _types(operands)) if predicate else ix.TRUE
+        added = ix.parse(bias, _types(operands)) if bias else None
         inputs = [q, k, v]
         width = v.shape[2] // key_heads * query_heads
         # ONNX's own causality counts from the first query and key, as long as there are as many of both.
-        if visible is _CAUSAL and not bias and sink is None and statically_known_true(shape[2] == shape[3]):
+        if visible is _CAUSAL and added is None and sink is None and statically_known_true(shape[2] == shape[3]):
             attributes["is_causal"] = 1
-        elif visible is not ix.TRUE or bias or sink is not None:
-            at = (predicate, bias, read, query_heads, *map(str, shape), q.dtype, id(sink))
-            if at not in self._masks:
-                self._masks[at] = _mask(shape, operands, visible, bias, sink, q)
-            inputs = [q, *((_longer(k), _longer(v)) if sink is not None else (k, v)), self._masks[at]]
+        elif visible is not ix.TRUE or added is not None or sink is not None:
+            names = ix.loads_of(visible) | (ix.loads_of(added) if added is not None else frozenset())
+            read = tuple(source if operand_name(at) in names else None for at, source in enumerate(sources[:-1]))
+            key = (visible, added, read, sources[-1], query_heads, *map(str, shape), q.dtype)
+            if key not in self._masks:
+                self._masks[key] = _mask(shape, operands, visible, added, sink, q)
+            inputs = [q, *((_longer(k), _longer(v)) if sink is not None else (k, v)), self._masks[key]]
         return onnx_call("Attention", inputs, attributes, q.dtype, (shape[0], shape[2], width))
 
 
 def _mask(
-    shape: tuple[Any, ...], operands: list[torch.Tensor], visible: ix.Expr, bias: str, sink: torch.Tensor | None, q: torch.Tensor
+    shape: tuple[Any, ...],
+    operands: list[torch.Tensor],
+    visible: ix.Expr,
+    bias: ix.Expr | None,
+    sink: torch.Tensor | None,
+    q: torch.Tensor,
 ) -> torch.Tensor:
     """Return the mask: bool, or numbers that are added to the scores.
 
@@ -86,8 +95,8 @@ def _mask(
     loads = {operand_name(at): operand for at, operand in enumerate(operands)}
     writer = ExpressionWriter(dict(zip(SIZES, shape, strict=True)), shape, loads, q.device)
     mask = writer.write(visible)
-    if bias or sink is not None:
-        added = writer.write(ix.parse(bias, _types(operands))).to(q.dtype) if bias else q.new_zeros(())
+    if bias is not None or sink is not None:
+        added = q.new_zeros((1, 1, 1, 1)) if bias is None else writer.write(bias).to(q.dtype)
         mask = added if visible is ix.TRUE else torch.where(mask, added, -torch.inf)
     mask = mask.expand((*mask.shape[:2], *shape[2:]))
     if sink is None:

@@ -134,7 +134,8 @@ class _Run(fx.Interpreter):
             found = self._flat(source)  # type: ignore[arg-type]
             flat.append(value.permute(_SWAP).reshape(value.shape[0], value.shape[2], -1) if found is None else found)
         heads = (int(values[0].shape[1]), int(values[1].shape[1]))
-        return self.attention.write(*flat, operands, sink, heads=heads, read=tuple(node.args[3]), **kwargs)  # type: ignore[arg-type]
+        sources = [*node.args[3], node.args[4] if len(node.args) > 4 else None]  # type: ignore[misc]
+        return self.attention.write(*flat, operands, sink, heads=heads, sources=sources, **kwargs)
 
     def _norm(self, node: fx.Node) -> torch.Tensor | None:
         """Return the norm of each head's features, [B, S, H * D]; None where there are no heads."""
