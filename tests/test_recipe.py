@@ -21,7 +21,7 @@ minimum = 3
 name = "drop-layers"
 keep_ratio = 0.75
 unit = "feed-forward"
-greedy = false
+greedy = true
 """
 
 
@@ -48,7 +48,7 @@ def test_passes_are_read_in_order(tmp_path) -> None:
     recipe = read_recipe(path)
     assert recipe.passes == (
         FuseProjections(minimum=3),
-        parse_pass("drop-layers:keep_ratio=0.75,unit=feed-forward,greedy=false"),
+        parse_pass("drop-layers:keep_ratio=0.75,unit=feed-forward,greedy=true"),
     )
     assert recipe.model is None
     assert parse_recipe(TEXT).passes == recipe.passes

@@ -56,7 +56,8 @@ class DropLayers(Pass):
         unit: "block", "attention" (the attention branch of a block) or "feed-forward" (the other one).
         score: "influence" (1 - cosine similarity of the stream before and after the unit, the mean over tokens) or
             "leave-one-out" (the increase of the loss without the unit); the least goes first.
-        greedy: take the scores again after each unit that goes; otherwise they are those of the whole model.
+        greedy: take the scores again after each unit that goes; otherwise they are those of the whole model. The loss that a
+            budget limits is measured after each unit in either case.
         minimum_tokens: the least number of calibration tokens to decide on, at least 1.
 
     Raises:
@@ -72,7 +73,7 @@ class DropLayers(Pass):
     budget: float | None = None
     unit: Kind = "block"
     score: Score = "influence"
-    greedy: bool = True
+    greedy: bool = False
     minimum_tokens: int = 64
 
     def __post_init__(self) -> None:
