@@ -60,8 +60,8 @@ def _refuse_sizes_from_values(program: Program) -> None:
         if node.op == "call_function" and free_unbacked_symbols(node.meta.get("val")):
             raise LoweringError(
                 f"{provenance_of([node])}: {node.target} makes a number of a tensor's values, or a result whose size depends "
-                "on them, and sizes and numbers must be known before the steps run. What to do: use torch.where or a mask, keep "
-                "the number in a tensor, or compute it outside and pass it as an argument."
+                "on them, and sizes and numbers must be known before the steps run. What to do: use torch.where or a mask, "
+                "keep the number in a tensor, or compute it outside and pass it as an argument."
             )
 
 

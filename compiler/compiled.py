@@ -20,6 +20,8 @@ from graphwright.runtime.generation import Ending, Generator, Streamer, load_gen
 from graphwright.runtime.schedule import Schedule
 from graphwright.runtime.token_choice import Sampling
 
+from .watch import Watch
+
 REPORT = "report.json"
 GRAPH = "ir/final.txt"
 RECIPE = "recipe.toml"
@@ -66,6 +68,9 @@ def _record(data: dict[str, Any]) -> PassRecord:
 class Compiled:
     """A compiled model: called as the model is, it returns what the model returns.
 
+    Weights that need no other form are shared with the model it was made from, not copied. If that model's weights are changed
+    in place afterwards, calls raise an error.
+
     Attributes:
         graph: the program after all passes, printed.
         report: how it was made.
@@ -74,20 +79,28 @@ class Compiled:
     """
 
     def __init__(
-        self, executable: Executable, graph: str, report: Report, recipe: str = "", generator: Generator | None = None
+        self,
+        executable: Executable,
+        graph: str,
+        report: Report,
+        recipe: str = "",
+        generator: Generator | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.graph = graph
         self.report = report
         self.recipe = recipe
         self.generator = generator
         self._executable = executable
+        self._watch = watch or Watch({})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, without gradients.
 
         Raises:
-            InputError: the arguments are not what the model was compiled for.
+            InputError: the arguments are not what the model was compiled for, or its weights were changed since.
         """
+        self._watch.check()
         return self._executable(*args, **kwargs)
 
     def generate(
@@ -130,6 +143,7 @@ class Compiled:
             InputError: the prompts do not fit the model, or it was not compiled with `generate=True`.
             OptionError: an option is out of its range.
         """
+        self._watch.check()
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed) if do_sample else None
         generator = self._generator()
         return generator.generate(
@@ -169,6 +183,7 @@ class Compiled:
             repeat: number of calls, at least 1.
             kwargs: likewise.
         """
+        self._watch.check()
         return self._executable.profile(*args, repeat=repeat, **kwargs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -180,6 +195,7 @@ class Compiled:
         Args:
             path: usually ends in ".gw".
         """
+        self._watch.check()
         executable = self._executable
         texts = {f"ir/{k:02}-{r.pass_name}.txt": r.text for k, r in enumerate(self.report.records) if r.text}
         extra = {GRAPH: self.graph, REPORT: self.report.to_json(), RECIPE: self.recipe, **texts}
@@ -189,6 +205,16 @@ class Compiled:
             weights = self.generator.weights() | weights
             extra[GENERATION] = self.generator.ending.to_json()
         save_artifact(path, executable.schedule, weights, executable.signature, extra, programs)
+
+    def __repr__(self) -> str:
+        taken = ", ".join(f"{spec.name} {spec}" for spec in self._executable.signature.tensors)
+        return f"<Compiled: takes {taken}; {len(self.schedule.steps)} steps, {len(self.kernels)} kernels>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a compiled model holds machine code and addresses, and cannot be copied or pickled. What to do: write it with "
+            "`save`, and `graphwright.load` it as often as needed."
+        )
 
 
 def load(path: str | os.PathLike[str]) -> Compiled:

@@ -22,6 +22,7 @@ from .generating import compile_generator, ending_of
 from .pipeline import DEFAULT_PASSES, run_passes
 from .recipe import Mark, Recipe, mark_of, recipe_of
 from .sampling import Dynamic
+from .watch import Watch
 
 
 def compile(
@@ -81,7 +82,8 @@ def compile(
         generator = compile_generator(program, context, executable, ending_of(model))
         clock.stop("generator")
     report = _report(program, schedule, clock.times_us)
-    return Compiled(executable, print_program(program), report, asked.to_toml(), generator)
+    watch = Watch(executable.shared_weights(program.weights))
+    return Compiled(executable, print_program(program), report, asked.to_toml(), generator, watch)
 
 
 def _report(program: Program, schedule: Schedule, times_us: Mapping[str, int]) -> Report:

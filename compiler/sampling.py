@@ -118,8 +118,8 @@ def dimension_names(call: Call, tensors: Sequence[torch.Tensor], dynamic: Dynami
         return names
     if not isinstance(dynamic, Mapping) or not all(isinstance(dims, Mapping) for dims in dynamic.values()):
         raise OptionError(
-            f"dynamic: expected names by tensor and dimension, such as {{{call.names[0]!r}: {{0: 'batch'}}}}, or True, False or "
-            f"None, and found {dynamic!r}"
+            f"dynamic: expected names by tensor and dimension, such as {{{call.names[0]!r}: {{0: 'batch'}}}}, or True, False "
+            f"or None, and found {dynamic!r}"
         )
     for path, dims in dynamic.items():
         if path not in call.names:

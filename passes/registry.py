@@ -100,7 +100,13 @@ def format_pass(given: Pass) -> str:
 
 
 def as_passes(given: Iterable[Pass | str]) -> list[Pass]:
-    """Return passes for passes and their texts."""
+    """Return passes for passes and their texts.
+
+    Raises:
+        OptionError: a pass or an option is unknown, or one text was given where a list is expected.
+    """
+    if isinstance(given, str):
+        raise OptionError(f"passes are a list, and {given!r} is one text: pass [{given!r}]")
     return [parse_pass(item) if isinstance(item, str) else item for item in given]
 
 

@@ -155,6 +155,10 @@ class Executable:
         """Memory that is held between calls."""
         return Memory(self._arena.numel(), self._weights.nbytes)
 
+    def shared_weights(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return those of the weights passed whose memory is read in calls, by name."""
+        return self._weights.shared(weights)
+
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the weights by name; those kept in another form are unpacked into new tensors."""
         return self._weights.originals()
@@ -251,6 +255,12 @@ class Executable:
 
 def _readable(tensor: torch.Tensor, placed: Placed) -> torch.Tensor:
     """Return a tensor with the strides and alignment that steps expect: itself where it has them."""
-    if lies_as(tensor, placed):
-        return tensor
-    return torch.empty_strided(placed.shape, placed.strides, dtype=placed.dtype, device=tensor.device).copy_(tensor)
+    try:
+        if lies_as(tensor, placed):
+            return tensor
+        return torch.empty_strided(placed.shape, placed.strides, dtype=placed.dtype, device=tensor.device).copy_(tensor)
+    except RuntimeError as error:
+        raise InputError(
+            f"{placed.buffer}: expected a tensor with memory of its own, and found a {type(tensor).__name__} of layout "
+            f"{tensor.layout}: {error}. What to do: pass a dense tensor, and call outside of vmap and of tracing."
+        ) from error

@@ -85,6 +85,11 @@ class WeightStore:
             if buffer.name in self._tensors or buffer.name in self._prepared
         }
 
+    def shared(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return those of the weights passed whose memory is used, and not a form of it, by name."""
+        used = {tensor.untyped_storage().data_ptr() for tensor in self._tensors.values()}
+        return {name: weight for name, weight in weights.items() if weight.untyped_storage().data_ptr() in used}
+
     @property
     def nbytes(self) -> int:
         """Memory of all forms together; memory that is shared counts once."""

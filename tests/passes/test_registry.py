@@ -119,6 +119,8 @@ def test_what_is_no_pass_is_refused(monkeypatch) -> None:
 def test_passes_and_texts_mix() -> None:
     """A pipeline takes both."""
     assert as_passes([Sample(), "sample:count=2"]) == [Sample(), Sample(count=2)]
+    with pytest.raises(OptionError, match=r"pass \['sample'\]"):
+        as_passes("sample")
 
 
 def test_other_packages_add_passes(monkeypatch) -> None:
