@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 
 from graphwright.ir.errors import LoweringError
 
-Index = sympy.Expr
+Index: TypeAlias = Any
+"""A sympy expression, which has no types."""
 
 
-class Quotient(sympy.Function):  # type: ignore[misc]
+class Quotient(sympy.Function):
     """a // b of integers that are not negative, where it could not be simplified."""
 
     nargs = (2,)

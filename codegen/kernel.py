@@ -10,7 +10,7 @@ from typing import Any
 import sympy
 import torch
 
-from .indexing import Index, contiguous_strides, product, text
+from .indexing import Index, Quotient, contiguous_strides, product, text
 from .kernel_text import COMBINED, OPERATIONS, TYPED, dtype_text, identity_of, number_text
 from .tiling import Segment, choose
 from .values import COLUMN, Value, Values
@@ -130,7 +130,8 @@ class _Writer:
             if value.kind == "less":
                 left, right = value.payload
                 difference = sympy.expand(right - left)
-                if difference.free_symbols == {COLUMN} and abs(difference.coeff(COLUMN)) == 1:
+                linear = difference.free_symbols == {COLUMN} and not difference.has(Quotient)
+                if linear and abs(difference.coeff(COLUMN)) == 1:
                     cuts.add(int(difference.as_coeff_Add()[0] * -difference.coeff(COLUMN)))
                     # `right - left > 0` changes between two columns.
                     if difference.coeff(COLUMN) == 1:
@@ -377,7 +378,7 @@ class _Writer:
             return None
         left, right = condition.payload
         difference = sympy.expand(right - left)
-        if difference.free_symbols != {COLUMN}:
+        if difference.free_symbols != {COLUMN} or difference.has(Quotient):
             return None
         segment = self.segment
         ends = [difference.subs(COLUMN, c) for c in (segment.start, segment.stop - 1)]

@@ -221,3 +221,17 @@ def test_padding_of_what_is_one_number_per_row(check: Any) -> None:
 
     check(function, *draw((5, 1, 1)))
     check(function, *draw((5, 1, 1), (2, 1, 1)), dynamic={"args.0": {0: "n"}})
+
+
+def test_masks_of_dimensions_that_share_a_row(check: Any) -> None:
+    """A condition on one of the dimensions that a row is made of changes back and forth along it."""
+
+    def function(x: torch.Tensor) -> dict[str, Any]:
+        parts = x[:, :, 1:].unflatten(2, (-1, 4))
+        return {
+            "triu": parts.triu(2).mean((-2, -1)),
+            "tril": parts.tril(-1).sum((-2, -1)),
+            "cut": (parts[..., :2] * 2).flatten(2).amax(-1),
+        }
+
+    check(function, *draw((5, 6, 33)))
