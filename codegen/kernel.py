@@ -287,12 +287,12 @@ class _Writer:
             # Where a whole segment lies on one side of a condition, the other side is not computed.
             known = self._known(value.args[0])
             if known is not None:
-                chosen = value.args[1 if known else 2]
+                chosen: Value = value.args[1 if known else 2]
                 return self._spread(chosen, self._text(chosen)) if value.varies and not chosen.varies else self._text(chosen)
         key = self._key(value)
         for names in reversed(self.names):
-            if key in names:
-                return names[key]
+            if (written := names.get(key)) is not None:
+                return written
         written, simple = self._expression(value)
         if simple or (self.uses.get(value, 0) <= 1 and len(written) <= LONGEST_INLINE and value.kind in ("op", "less")):
             return written if simple else f"({written})"

@@ -211,7 +211,7 @@ def strided(program: Program, node: fx.Node, base: fx.Node, stored: Stored) -> S
     if value.kind != "load" or value.args:
         return None
     offset = value.payload[1]
-    strides = []
+    strides: list[Any] = []
     for symbol, size in zip(symbols, shape, strict=True):
         stride = offset.coeff(symbol)
         strides.append(sympy.Integer(1) if size == 1 and not strides else stride)

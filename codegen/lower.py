@@ -94,7 +94,7 @@ class _Lowering:
             dimensions,
             tuple(node.name for node in self.program.inputs),
             tuple(self._result(value) for value in self._returned()),
-            self._used(steps),
+            self.buffers,
             tuple(steps),
             self.sources.texts(),
             self.device,
@@ -104,9 +104,6 @@ class _Lowering:
         """Return the results that a call gets; states are changed in place."""
         states = set(self.program.states.values())
         return [value for k, value in enumerate(self.program.results) if k not in states]
-
-    def _used(self, steps: Sequence[Step]) -> dict[str, Buffer]:
-        return self.buffers
 
     # -- what is stored where
 
@@ -235,12 +232,12 @@ class _Lowering:
         if kv_step.is_kv(node):
             return kv_step.step(self.program, node, self.where, self.sources, self.device)
         if isinstance(node.meta["val"], torch.Tensor):
-            outs = {0: self.stored[node]}
+            outs: dict[Any, Stored] = {0: self.stored[node]}
         else:
             outs = {user.args[1]: self.stored[user] for user in node.users if is_item(user) and user in self.stored}
         if not outs and count_results(node) > 0:
             return None
-        return step_of(self.program, node, self.where, outs, provenance_of([node]))  # type: ignore[arg-type,no-any-return]
+        return step_of(self.program, node, self.where, outs, provenance_of([node]))  # type: ignore[no-any-return]
 
     def _loop_step(self, unit: Unit) -> KernelStep | None:
         if all(self.fusion.numel(node) == 0 for node in unit.nodes):

@@ -29,10 +29,6 @@ def _dims(node: fx.Node) -> list[int]:
     return sorted(d % max(1, rank) for d in ([given] if isinstance(given, int) else given))
 
 
-def _last(node: fx.Node) -> list[int]:
-    return [_rank(node) - 1]
-
-
 def _softmax_dim(node: fx.Node) -> list[int]:
     return [arguments(node)["dim"] % max(1, _rank(node))]
 

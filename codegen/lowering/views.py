@@ -45,13 +45,17 @@ def _permute(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
     return reader.value(node.args[0], tuple(result))
 
 
+def _args(node: fx.Node) -> Any:
+    return node.args
+
+
 def permutation(node: fx.Node, rank: int) -> list[int]:
     """Return, for each dimension of the result of a transposition, the dimension of the operand."""
-    order = list(range(rank))
+    order, args = list(range(rank)), _args(node)
     if node.target is aten.permute.default:
-        return [d % rank for d in node.args[1]]  # type: ignore[union-attr]
+        return [d % rank for d in args[1]]
     if rank >= 2:
-        first, second = (0, 1) if node.target is aten.t.default else (node.args[1] % rank, node.args[2] % rank)  # type: ignore[operator]
+        first, second = (0, 1) if node.target is aten.t.default else (args[1] % rank, args[2] % rank)
         order[first], order[second] = order[second], order[first]
     return order
 
@@ -90,16 +94,17 @@ def _slice(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
 
 @register(VIEWS, aten.select.int)
 def _select(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
-    shape = reader.shape(node.args[0])  # type: ignore[arg-type]
-    dim, at = node.args[1] % len(shape), reader.size(node.args[2])  # type: ignore[operator]
+    source, dim, at = _args(node)
+    shape = reader.shape(source)
+    dim, at = dim % len(shape), reader.size(at)
     at = shape[dim] + at if isinstance(at, int) and at < 0 else at
-    return reader.value(node.args[0], (*index[:dim], sympy.sympify(at), *index[dim:]))
+    return reader.value(source, (*index[:dim], sympy.sympify(at), *index[dim:]))
 
 
 @register(VIEWS, aten.flip.default)
 def _flip(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
     shape = reader.shape(node)
-    dims = {d % len(shape) for d in node.args[1]}  # type: ignore[union-attr]
+    dims = {d % len(shape) for d in _args(node)[1]}
     turned = tuple(sympy.expand(n - 1 - i) if k in dims else i for k, (i, n) in enumerate(zip(index, shape, strict=True)))
     return reader.value(node.args[0], turned)
 
@@ -108,7 +113,7 @@ def _flip(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
 def _cat(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
     parts: Any = node.args[0]
     rank = len(index)
-    dim = (node.args[1] if len(node.args) > 1 else 0) % rank  # type: ignore[operator]
+    dim = arguments(node)["dim"] % rank
     v, dtype = reader.values, dtype_of(node)
     # An empty one-dimensional tensor may stand among tensors of any rank.
     parts = [p for p in parts if len(reader.shape(p)) == rank and reader.shape(p)[dim] != 0]
@@ -133,7 +138,7 @@ def _cat(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
 @register(POINTWISE, aten.stack.default)
 def _stack(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
     parts: Any = node.args[0]
-    dim = (node.args[1] if len(node.args) > 1 else 0) % len(index)  # type: ignore[operator]
+    dim = arguments(node)["dim"] % len(index)
     at, rest = index[dim], (*index[:dim], *index[dim + 1 :])
     v, dtype = reader.values, dtype_of(node)
     result = v.cast(reader.value(parts[-1], rest), held_dtype(dtype))
@@ -205,17 +210,6 @@ def _zeros(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
 @register(GENERATORS, aten.ones.default, aten.ones_like.default, aten.new_ones.default)
 def _ones(reader: Reader, node: fx.Node, index: tuple[Index, ...]) -> Value:
     return reader.values.constant(1, dtype_of(node))
-
-
-def is_generator_view(node: Any) -> bool:
-    """Whether a node's value follows from its index alone: a generator, or a view of one."""
-    while isinstance(node, fx.Node) and node.op == "call_function":
-        if node.target in GENERATORS:
-            return True
-        if node.target not in VIEWS:
-            return False
-        node = node.args[0]
-    return False
 
 
 def require(condition: bool, node: fx.Node, message: str) -> None:
