@@ -49,8 +49,8 @@ def ragged_attention_reference(
     bounds = starts.tolist()
     for first, end in itertools.pairwise(bounds):
         if end > first:
-            own = (t[:, :, first:end] for t in (q, k, v))
-            result[:, :, first:end] = attention_reference(*own, [], None, scale=scale, softcap=softcap)
+            own_q, own_k, own_v = (t[:, :, first:end] for t in (q, k, v))
+            result[:, :, first:end] = attention_reference(own_q, own_k, own_v, [], None, scale=scale, softcap=softcap)
     return result
 
 

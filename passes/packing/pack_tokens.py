@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
 from graphwright.ir import dialect
@@ -242,7 +241,7 @@ class _Parts:
         program.dimensions[self._dimension] = Dimension(self._dimension)
         return size
 
-    def _value(self, part: Part) -> FakeTensor:
+    def _value(self, part: Part) -> torch.Tensor:
         batch, tokens = self._mask.meta["val"].shape
         device = self._mask.meta["val"].device
         with self._program.fake_mode:

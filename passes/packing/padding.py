@@ -108,5 +108,5 @@ def value_at_padding(node: Any, mask: fx.Node, hidden: int) -> Number | None:
         first, second = (value_at_padding(arg, mask, hidden) for arg in args)
         if name == "mul" and 0 in (first, second):
             return 0
-        return None if first is None or second is None else _COMPUTED[name](first, second)  # type: ignore[no-any-return]
+        return None if first is None or second is None else _COMPUTED[name](first, second)
     return None
