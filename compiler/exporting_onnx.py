@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import importlib
 import os
 import shutil
 import tempfile
@@ -120,7 +121,9 @@ def export_onnx(
         OptionError: a pass, an option or the opset is unknown.
     """
     if isinstance(model, Compiled):
-        raise ExportError("a compiled model holds kernels, and its graph no more: export the model or the program it was made of")
+        raise ExportError(
+            "a compiled model holds kernels, and its graph no more: export the model or the program it was made of"
+        )
     if isinstance(model, Program):
         if args or kwargs or tuple(passes):
             raise ExportError("a program is written as it is: it takes no sample call, and passes run before (run_passes)")
@@ -181,12 +184,13 @@ def _compare(path: Path, program: Program) -> tuple[Trial, ...]:
         ExportError: they differ, or onnxruntime cannot run the file.
     """
     try:
-        import onnxruntime
-        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
+        onnxruntime: Any = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise ExportError(
             "comparing the file with the program needs onnxruntime: pip install graphwright[onnx], or pass check=False"
         ) from error
+    raised = onnxruntime.capi.onnxruntime_pybind11_state
+    failures = (raised.Fail, raised.InvalidArgument, raised.InvalidGraph, raised.NotImplemented, raised.RuntimeException)
     options = onnxruntime.SessionOptions()
     # What fails is raised; it need not be printed as well.
     options.log_severity_level = 4
@@ -198,7 +202,7 @@ def _compare(path: Path, program: Program) -> tuple[Trial, ...]:
             key = tuple(sizes.values())
             if key not in trials:
                 trials[key] = Trial(sizes, _error(session, program, sizes))
-    except (Fail, InvalidArgument, InvalidGraph, NotImplemented) as error:
+    except failures as error:
         raise ExportError(
             f"onnxruntime {onnxruntime.__version__} cannot run the model: {error}. What to do: pass check=False if another "
             "runtime is to run it."
@@ -234,8 +238,8 @@ def _error(session: Any, program: Program, sizes: Mapping[str, int]) -> float:
         limit = TOLERANCES.get(expected.dtype, 1e-4)
         if error > limit:
             raise ExportError(
-                f"{name}: onnxruntime's result is {error:.3g} of its largest element from the program's at sizes {dict(sizes)}, "
-                f"and may be {limit:g}; nothing was written. Pass check=False to write it all the same."
+                f"{name}: onnxruntime's result is {error:.3g} of its largest element from the program's at sizes "
+                f"{dict(sizes)}, and may be {limit:g}; nothing was written. Pass check=False to write it all the same."
             )
         worst = max(worst, error)
     return worst

@@ -82,5 +82,7 @@ def tables(data: dict[str, Any]) -> list[Any]:
         table("operators", ["operator", "nodes"], counts, right=("nodes",)),
     ]
     if trials:
-        parts.append(table("against the program, run by onnxruntime", ["sizes", "relative error"], trials, right=("relative error",)))
+        parts.append(
+            table("against the program, run by onnxruntime", ["sizes", "relative error"], trials, right=("relative error",))
+        )
     return [*parts, Text("\n".join(lines))]

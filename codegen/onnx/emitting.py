@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import re
 import warnings
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graphwright.ir.containers import Constant, Leaf, Structure
+from graphwright.ir.diagnostics import at_node
 from graphwright.ir.errors import ExportError, GraphwrightError, OptionError
-from graphwright.ir.program import Program
+from graphwright.ir.program import Program, calls
 from graphwright.ir.signature import evaluate
 
 from .calls import OPSETS
@@ -46,15 +48,13 @@ def emit(program: Program, *, opset: int = OPSETS.start) -> onnx_ir.Model:
         raise OptionError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}, and is {opset}")
     if program.signature.packing is not None:
         raise ExportError(
-            "a program of packed tokens takes tensors that are worked out of the mask before each call, which ONNX has no place "
-            "for: export the model without the pass that packs tokens"
+            "a program of packed tokens takes tensors that are worked out of the mask before each call, which ONNX has no "
+            "place for: export the model without the pass that packs tokens"
         )
     refuse_unknown(program)
-    try:
-        import onnx_ir
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ExportError(f"exporting to ONNX needs the package {error.name}: pip install graphwright[onnx]") from error
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise ExportError(f"exporting to ONNX needs the package {package}: pip install graphwright[onnx]")
     exported, symbols = _trace(program)
     with _quiet():
         try:
@@ -67,7 +67,9 @@ def emit(program: Program, *, opset: int = OPSETS.start) -> onnx_ir.Model:
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(f"PyTorch's ONNX exporter cannot write the program: {_innermost(error)}") from error
+            raise _with_line(
+                ExportError(f"PyTorch's ONNX exporter cannot write the program: {_innermost(error)}"), program
+            ) from error
         made.rename_axes(symbols)
     model: onnx_ir.Model = made.model
     share_transposed(model)
@@ -136,7 +138,7 @@ def _trace(program: Program) -> tuple[Any, dict[str, str]]:
             raise
         except Exception as error:
             raise ExportError(f"the program cannot be traced for ONNX: {_innermost(error)}") from error
-    symbols = {}
+    symbols: dict[str, str] = {}
     placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"][-len(tensors) :]
     for node, spec in zip(placeholders, program.signature.tensors, strict=True):
         for size, name in zip(node.meta["val"].shape, spec.shape, strict=True):
@@ -161,9 +163,18 @@ def _tidy(model: onnx_ir.Model) -> None:
             node.metadata_props["source"] = f"{'/'.join(Path(file).parts[-2:])}:{line}"
             if modules:
                 node.metadata_props["module"] = modules[-1]
-        for value in (*node.inputs, *node.outputs):
-            if value is not None:
-                value.metadata_props.clear()
+        for result in node.outputs:
+            result.metadata_props.clear()
+
+
+def _with_line(error: ExportError, program: Program) -> ExportError:
+    """Return the error with the first node that calls the operation that its message names, if it names one."""
+    found = re.search(r"OpOverload\(op='([^']+)', overload='([^']+)'\)", str(error))
+    name = f"{found[1]}.{found[2]}" if found else ""
+    node = next((node for node in calls(program.graph) if str(node.target) == name), None)
+    if node is not None:
+        at_node(error, program, node)
+    return error
 
 
 def _innermost(error: BaseException) -> str:

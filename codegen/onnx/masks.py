@@ -77,6 +77,7 @@ class ExpressionWriter:
             case "sum":
                 return self._prefix_sum(e)
         operands = [self.write(operand) for operand in e.operands]
+        divisor: Any = e.value  # Of a floor division.
         match e.kind:
             case "product" | "and":
                 result = operands[0]
@@ -84,13 +85,13 @@ class ExpressionWriter:
                     result = result * operand if e.kind == "product" else result & operand
                 return result
             case "floordiv":
-                return torch.div(operands[0], e.value, rounding_mode="floor")  # type: ignore[call-overload,no-any-return]
+                return torch.div(operands[0], divisor, rounding_mode="floor")
             case "not":
                 return ~operands[0]
             case "int":
                 return operands[0].to(torch.int64)
             case "where":
-                return torch.where(*operands)  # type: ignore[arg-type]
+                return torch.where(operands[0], operands[1], operands[2])
         if e.kind != "call" or e.value not in _FUNCTIONS:
             raise ExportError(f"the index expression {e} has no form in ONNX")
         result = _FUNCTIONS[str(e.value)](*operands)

@@ -19,25 +19,22 @@ def share_transposed(model: onnx_ir.Model) -> None:
     import onnx_ir
 
     graph = model.graph
-    tables = {_operand(node, 0) for node in graph if node.op_type in ("Gather", "Transpose")}
+    tables: Any = dict.fromkeys(node.inputs[0] for node in graph if node.op_type in ("Gather", "Transpose"))
     shared: Any = [value for value in tables if value is not None and value.is_initializer() and len(value.shape or ()) == 2]
-    for value in list(graph.initializers.values()):
+    values: list[Any] = list(graph.initializers.values())
+    for value in values:
         shape = value.shape
         if shape is None or len(shape) != 2 or value in shared or not value.uses():
             continue
         for table in shared:
-            if [*table.shape] == [*reversed(list(shape))] and _is_transpose(value, table):
+            if list(table.shape) == list(shape)[::-1] and _is_transpose(value, table):
                 node = onnx_ir.node("Transpose", [table], {"perm": [1, 0]})
                 made = node.outputs[0]
                 made.dtype, made.shape, made.name = value.dtype, shape, f"{table.name}.transposed"
                 value.replace_all_uses_with(made, replace_graph_outputs=True)
                 graph.insert_before(graph[0], node)
-                del graph.initializers[value.name]  # type: ignore[arg-type]
+                del graph.initializers[value.name]
                 break
-
-
-def _operand(node: onnx_ir.Node, at: int) -> onnx_ir.Value | None:
-    return node.inputs[at] if len(node.inputs) > at else None
 
 
 def _is_transpose(value: Any, table: Any) -> bool:

@@ -20,6 +20,8 @@ from .ops import LOWERINGS, repeats_its_half
 
 aten = torch.ops.aten
 _SWAP = [0, 2, 1, 3]
+_WRITTEN: tuple[Any, ...] = (dialect.attention, *LOWERINGS)
+_WRITTEN_BY_TORCH = frozenset({"aten", "prims", "torchvision"})
 
 
 class Writer(torch.nn.Module):
@@ -45,22 +47,23 @@ class Writer(torch.nn.Module):
 
 
 def refuse_unknown(program: Program) -> None:
-    """Raise for the first operation of the dialect that has no form in ONNX.
+    """Raise for the first operation, of the dialect or of another library than PyTorch, that has no form in ONNX.
 
     Raises:
         ExportError: there is one.
     """
     for node in calls(program.graph):
-        if getattr(node.target, "namespace", "") == NAMESPACE and node.target not in (dialect.attention, *LOWERINGS):
-            known = ", ".join(sorted(target.name() for target in (dialect.attention, *LOWERINGS)))
-            raise at_node(
-                ExportError(
-                    f"{node.target.name()} has no form in ONNX; those of the dialect that have one: {known}. Export the model "
-                    "without the pass that put it there."
-                ),
-                program,
-                node,
-            )
+        target: Any = node.target
+        namespace = getattr(target, "namespace", "aten")
+        if namespace in _WRITTEN_BY_TORCH or target in _WRITTEN:
+            continue
+        message = f"{target.name()} has no form in ONNX. "
+        if namespace == NAMESPACE:
+            known = ", ".join(sorted(written.name() for written in _WRITTEN))
+            message += f"Of the dialect these have one: {known}. Export the model without the pass that put it there."
+        else:
+            message += f"It is no operation of PyTorch's but of {namespace}: what to do is to keep the model from calling it."
+        raise at_node(ExportError(message), program, node)
 
 
 class _Run(fx.Interpreter):
@@ -127,15 +130,18 @@ class _Run(fx.Interpreter):
         return flat if self.program.shape(node) == (expected[0], expected[1], expected[2] * expected[3]) else None
 
     def _attention(self, node: fx.Node) -> torch.Tensor:
+        args: Any
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         values, operands, sink = args[:3], args[3], args[4] if len(args) > 4 else None
-        flat = []
-        for source, value in zip(node.args[:3], values, strict=True):
-            found = self._flat(source)  # type: ignore[arg-type]
+        given: Any = node.args
+        flat: list[Any] = []
+        for source, value in zip(given[:3], values, strict=True):
+            found = self._flat(source)
             flat.append(value.permute(_SWAP).reshape(value.shape[0], value.shape[2], -1) if found is None else found)
         heads = (int(values[0].shape[1]), int(values[1].shape[1]))
-        sources = [*node.args[3], node.args[4] if len(node.args) > 4 else None]  # type: ignore[misc]
-        return self.attention.write(*flat, operands, sink, heads=heads, sources=sources, **kwargs)
+        sources = [*given[3], given[4] if len(given) > 4 else None]
+        q, k, v = flat
+        return self.attention.write(q, k, v, operands, sink, heads=heads, sources=sources, **kwargs)
 
     def _norm(self, node: fx.Node) -> torch.Tensor | None:
         """Return the norm of each head's features, [B, S, H * D]; None where there are no heads."""

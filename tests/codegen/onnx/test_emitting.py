@@ -21,6 +21,7 @@ pytest.importorskip("onnxruntime")
 
 aten = torch.ops.aten
 
+
 class Zoo(nn.Module):
     """A module of placeholders for calls of the dialect: `sub` marks where they go."""
 
