@@ -15,8 +15,9 @@ from graphwright.ir.errors import InputError
 from graphwright.ir.records import Decision, PassRecord, Plan, Refusal
 from graphwright.runtime.artifact import load as load_artifact
 from graphwright.runtime.artifact import save as save_artifact
+from graphwright.runtime.ending import Ending
 from graphwright.runtime.executable import Executable, Memory, Profile
-from graphwright.runtime.generation import Ending, Generator, Streamer, load_generator
+from graphwright.runtime.generation import Generator, Streamer, load_generator
 from graphwright.runtime.schedule import Schedule
 from graphwright.runtime.token_choice import Sampling
 

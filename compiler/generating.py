@@ -11,8 +11,9 @@ from graphwright.ir.fixing import fix_dimension
 from graphwright.ir.program import Program
 from graphwright.ir.records import PassRecord
 from graphwright.passes.base import Context, Pass
+from graphwright.runtime.ending import Ending
 from graphwright.runtime.executable import Executable
-from graphwright.runtime.generation import PREFILL, STEP, Ending, Generator, load_generator
+from graphwright.runtime.generation import PREFILL, STEP, Generator, load_generator
 
 from .pipeline import run_passes
 

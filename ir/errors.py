@@ -1,15 +1,15 @@
 """The errors that Graphwright raises.
 
-    GraphwrightError
-    ├── CaptureError     a model cannot be captured as a graph
-    ├── VerifyError      a graph breaks a rule
-    ├── PassError        a pass cannot do what it was asked to
-    │   └── PlanError    a plan does not fit the graph
-    ├── LoweringError    no kernel or call can be made for an operation
-    ├── ExportError      a model cannot be written in another form, such as ONNX
-    ├── InputError       arguments of a compiled model are not what it was compiled for (also a ValueError)
-    ├── ArtifactError    a file is not a whole, fitting artifact
-    └── OptionError      an option or its value is unknown (also a ValueError)
+GraphwrightError
+├── CaptureError     a model cannot be captured as a graph
+├── VerifyError      a graph breaks a rule
+├── PassError        a pass cannot do what it was asked to
+│   └── PlanError    a plan does not fit the graph
+├── LoweringError    no kernel or call can be made for an operation
+├── ExportError      a model cannot be written in another form, such as ONNX
+├── InputError       arguments of a compiled model are not what it was compiled for (also a ValueError)
+├── ArtifactError    a file is not a whole, fitting artifact
+└── OptionError      an option or its value is unknown (also a ValueError)
 """
 
 from __future__ import annotations
@@ -67,6 +67,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
         known: the names there are.
     """
     names = sorted(known)
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"there is no {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."

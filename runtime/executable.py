@@ -80,7 +80,7 @@ class Executable:
         self._states = frozenset(name for name, buffer in schedule.buffers.items() if buffer.kind == "state")
         self._lock = threading.Lock()
         with torch.inference_mode(False), torch.no_grad():
-            self._weights = WeightStore(schedule, weights, typical, None if shared is None else shared._weights)
+            self._weights: WeightStore = WeightStore(schedule, weights, typical, None if shared is None else shared._weights)
             self._planner = Planner(schedule, self._weights)
         self._layouts = LayoutMaker(schedule)
         self._plans: OrderedDict[Key, Plan] = OrderedDict()

@@ -77,7 +77,9 @@ def check_signature(schedule: Schedule, signature: Signature) -> None:
         buffer, shape = schedule.buffers[name], packing.shape(part, mask.shape)
         dtype = "int32" if part == "starts" else "int64"
         if (buffer.dtype, buffer.shape) != (dtype, shape) or packing.dimension not in schedule.dimensions:
-            raise ArtifactError(f"input {name!r} is {buffer.dtype} {buffer.shape}, and {dtype} {shape} is made of the mask for it")
+            raise ArtifactError(
+                f"input {name!r} is {buffer.dtype} {buffer.shape}, and {dtype} {shape} is made of the mask for it"
+            )
 
 
 def _check_dimensions(dimensions: Mapping[str, tuple[int, int | None]]) -> None:

@@ -203,7 +203,8 @@ class _Derivation:
 def _result(axes: Axes) -> fx.Node:
     """Return the first result that has something for each token of each sequence: the scores of what may follow it."""
     output = next(node for node in axes.main if node.op == "output")
-    for node in output.args[0]:
+    results: Any = output.args[0]
+    for node in results:
         if isinstance(node, fx.Node) and axes.roles.get(node) == ((Label.BATCH,), (Label.TOKEN,), ()):
             return node
     raise NotCausal(output, "no result is [batch, tokens, features]")

@@ -55,7 +55,8 @@ class Emitter:
         if not isinstance(value, fx.Node):
             anchor = next(iter(self._variables.values()))
             return self._call(aten.full_like.default, anchor, value, dtype=dtype)
-        return self._cast(value, dtype)
+        cast: fx.Node = self._cast(value, dtype)
+        return cast
 
     def _value(self, e: Expr) -> fx.Node | bool | int | float:
         if e not in self._known:
@@ -81,8 +82,8 @@ class Emitter:
         match e.kind:
             case "product":
                 total = operands[0]
-                for operand in operands[1:]:
-                    total = self._call(aten.mul.Tensor, total, operand)
+                for factor in operands[1:]:
+                    total = self._call(aten.mul.Tensor, total, factor)
                 return total
             case "floordiv":
                 return self._call(aten.div.Tensor_mode, operands[0], value, rounding_mode="floor")
@@ -94,8 +95,8 @@ class Emitter:
                 return self._call(aten.logical_not.default, operands[0])
             case "and":
                 total = operands[0]
-                for operand in operands[1:]:
-                    total = self._call(aten.logical_and.default, total, operand)
+                for condition in operands[1:]:
+                    total = self._call(aten.logical_and.default, total, condition)
                 return total
             case "int":
                 return self._cast(operands[0], torch.int64)

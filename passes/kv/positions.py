@@ -59,7 +59,8 @@ class Positions:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             return []
-        sizes = [n.node.expr if isinstance(n, torch.SymInt) else None for n in value.shape]
+        shape: list[Any] = list(value.shape)
+        sizes = [n.node.expr if isinstance(n, torch.SymInt) else None for n in shape]
         return [d for d, size in enumerate(sizes) if size is not None and size.has(*self.tokens.free_symbols)]
 
     def frontier(self) -> Iterator[fx.Node]:
