@@ -20,8 +20,15 @@ from graphwright.tools.output import console, progress, table
 
 if TYPE_CHECKING:
     from graphwright.ir.program import Program
+    from graphwright.passes.depth.drop_layers import Score
+    from graphwright.passes.depth.units import Kind
 
-WAYS = (("influence", False), ("influence", True), ("leave-one-out", False), ("leave-one-out", True))
+WAYS: tuple[tuple[Score, bool], ...] = (
+    ("influence", False),
+    ("influence", True),
+    ("leave-one-out", False),
+    ("leave-one-out", True),
+)
 UNITS = ("block", "attention", "feed-forward")
 ROWS, TOKENS, SENTENCE = 4, 256, 64
 PAIRS = 21
@@ -34,7 +41,7 @@ PAIRS = 21
 @click.option("--calibration", type=click.IntRange(1), default=2, show_default=True, help="Calls to decide on.")
 @click.option("--held-out", type=click.IntRange(1), default=4, show_default=True, help="Calls to measure with.")
 @click.option("--time", "with_time", is_flag=True, help="Compile what is left, and time it on one thread.")
-def layers(model: str, units: tuple[str, ...], drop: int, calibration: int, held_out: int, with_time: bool) -> None:
+def layers(model: str, units: tuple[Kind, ...], drop: int, calibration: int, held_out: int, with_time: bool) -> None:
     """Show what leaving out layers of a real model costs and saves."""
     import torch
 
@@ -47,8 +54,7 @@ def layers(model: str, units: tuple[str, ...], drop: int, calibration: int, held
     torch.set_num_threads(1)
     with progress("capturing"):
         module, calls = _language(calibration + held_out) if model == "language" else _minilm(calibration + held_out)
-        captured = graphwright.capture(module, **calls[0])
-        program = run_passes(captured)
+        program = run_passes(graphwright.capture(module, **calls[0]))
     test = Calibration(program, calls[calibration:], "layers")
     context, rows, speeds = Context(tuple(calls[:calibration])), [], []
     for unit, (score, greedy) in itertools.product(units, WAYS):
@@ -63,7 +69,8 @@ def layers(model: str, units: tuple[str, ...], drop: int, calibration: int, held
         rows.append([unit, score, "yes" if greedy else "no", order, *rises, f"{seconds:.1f} s"])
         if with_time and (score, greedy) == WAYS[-1]:
             with progress("timing"):
-                speeds += [[unit, *row] for row in _times(captured, step.unit, calls[: calibration + 1], drop)]
+                left = [program, *(step.apply(program, part) for part in parts)]
+                speeds += [[unit, *row] for row in _times(left, calls[-1])]
     columns = ["unit", "score", "greedy", "order", *(f"{k} gone" for k in range(1, drop + 1)), "planning"]
     shown = console()
     what = "nats per token" if test.loss == "next-token" else "1 - cosine similarity of the results"
@@ -87,16 +94,12 @@ def _minilm(count: int) -> tuple[Any, list[dict[str, Any]]]:
     return reference.load_minilm(), [dict(tokenizer(group, **options)) for group in groups]
 
 
-def _times(captured: Program, unit: str, calls: list[dict[str, Any]], drop: int) -> list[list[str]]:
-    """Return for each number of units: the number, the time of a call of one row, the ratio, the weights' size."""
+def _times(programs: list[Program], call: dict[str, Any]) -> list[list[str]]:
+    """Return for each number of units that are gone: it, the time of a call of one row, the ratio, the size of the weights."""
     import graphwright
 
-    def compiled(count: int) -> Any:
-        chosen = [f"drop-layers:drop={count},unit={unit},score=leave-one-out,greedy=true"] if count else []
-        return graphwright.compile(captured, passes=chosen, calibration=calls[:-1])
-
-    models = [compiled(count) for count in range(drop + 1)]
-    call = {key: value[:1] if hasattr(value, "shape") else value for key, value in calls[-1].items()}
+    models = [graphwright.compile(program) for program in programs]
+    call = {key: value[:1] if hasattr(value, "shape") else value for key, value in call.items()}
     seconds: list[list[float]] = [[] for _ in models]
     for _ in range(PAIRS + 2):
         for model, found in zip(models, seconds, strict=True):
