@@ -143,3 +143,19 @@ class Values:
         if made is None:
             made = self._made[identity] = Value(kind, dtype, args, payload, varies, len(self._made))
         return made
+
+
+def ordered(roots: Sequence[Value]) -> list[Value]:
+    """Return all values that `roots` are computed from, operands first."""
+    seen: dict[Value, None] = {}
+    stack = [(root, False) for root in reversed(roots)]
+    while stack:
+        value, ready = stack.pop()
+        if value in seen:
+            continue
+        if ready:
+            seen[value] = None
+            continue
+        stack.append((value, True))
+        stack.extend((a, False) for a in reversed(value.args) if a not in seen)
+    return list(seen)

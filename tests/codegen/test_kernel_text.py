@@ -56,6 +56,17 @@ def test_halves(check: Check, golden: Callable[[str], None]) -> None:
     golden(text(check(rotated, tuple(torch.randn(6, 64) for _ in range(3)))))
 
 
+@pytest.mark.parametrize("names", [("row", "col"), ("x", "total"), ("n_rows", "n_columns"), ("start", "p0")], ids=str)
+def test_sizes_named_like_parts_of_a_kernel(check: Check, names: tuple[str, str]) -> None:
+    """Sizes may be called anything: a kernel's own names make way, or the size's does."""
+
+    def function(x: torch.Tensor) -> Any:
+        at = torch.arange(x.shape[1])
+        return (x * x.shape[0] + at * x.shape[1]).flip(1).softmax(-1), x.transpose(0, 1) + x.shape[0], x.sum(-1) / x.shape[1]
+
+    check(function, *((torch.randn(shape),) for shape in ((4, 7), (6, 2000))), dynamic={"args.0": dict(enumerate(names))})
+
+
 def test_no_paths(check: Check, root: Path) -> None:
     """A kernel's header names the node, and the last folder, file and line of the model's code; nothing of this machine."""
     compiled = check(lambda x: (x + 1).softmax(-1), (torch.randn(3, 5),))
