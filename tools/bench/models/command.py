@@ -58,7 +58,9 @@ def _picture(context: click.Context, parameter: click.Parameter, path: Path | No
 @click.option("--rival", "rival_names", multiple=True, metavar="NAME", help="Compare these only; may be repeated.")
 @click.option("--threads", default="1,2", show_default=True, callback=parse_threads, help="Numbers of threads, with commas.")
 @click.option("--repeat", type=click.IntRange(1), help=f"Samples per rival.  [default: {REPEAT}; {QUICK_REPEAT} if quick]")
-@click.option("--ragged", is_flag=True, help="Give the encoder sequences of different lengths, padded.")
+@click.option(
+    "--ragged", is_flag=True, help="Give the encoder padded sequences of different lengths; ours leaves the padding out."
+)
 @click.option("--startup", "with_startup", is_flag=True, help="Also measure compile times and memory; takes minutes.")
 @click.option("--profile", "with_profile", is_flag=True, help="Also show where our time goes.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the results here.")
