@@ -14,6 +14,13 @@ from graphwright.ir.errors import ExportError
 INDICES = ("b", "h", "q", "k")
 """The variables of an attention's expressions, in the order of the scores' dimensions [B, H, S, T]."""
 
+LOWEST = -1e30
+"""The least number that is written for a finite one.
+
+Models hide keys by adding float32's least number, and a row of these alone is a row of equal scores. onnxruntime takes that
+number for minus infinity, which hides the row; this one is as far below every score.
+"""
+
 _FUNCTIONS: Mapping[str, Any] = {
     "log": torch.log,
     "exp": torch.exp,
@@ -65,7 +72,10 @@ class ExpressionWriter:
     def _write(self, e: ix.Expr) -> torch.Tensor:
         match e.kind:
             case "const":
-                return torch.full((1, 1, 1, 1), e.value, dtype=_DTYPES[e.type], device=self.device)  # type: ignore[arg-type]
+                value: Any = e.value
+                if e.type == "float" and -torch.inf < value < LOWEST:
+                    value = LOWEST
+                return torch.full((1, 1, 1, 1), value, dtype=_DTYPES[e.type], device=self.device)
             case "var":
                 return self._variable(str(e.value))
             case "linear":

@@ -106,6 +106,7 @@ CASES: dict[str, tuple[Any, dict[str, int]]] = {
     "window-softcap": (attention(predicate="k - q + 4 >= 0 & q - k >= 0", softcap=2.0), {"Attention": 1, "Tanh": 0}),
     "padding": (attention(predicate="not (in0[b, k] == 0) & q - k >= 0"), {"Attention": 1}),
     "bias": (attention(predicate="not (in0[b, k] == 0)", bias="in1[h, q, k]"), {"Attention": 1, "Where": 1}),
+    "hidden-alike": (attention(bias="where(in0[b, k]*in0[b, q] == 0, -3.4028234663852886e+38, 0.0)"), {"Attention": 1}),
     "sink": (attention(predicate="q - k >= 0", sink=True), {"Attention": 1}),
     "norm": (norm(), {"RMSNormalization": 1}),
     "norm-offset": (norm(offset=1.0, cast_before_weight=False), {"RMSNormalization": 1, "Cast": 0}),
