@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -10,15 +11,17 @@ import torch
 from graphwright.ir.errors import ArtifactError, InputError, OptionError
 from graphwright.ir.signature import Signature
 
-from .bound import BoundCall
 from .ending import Ending
 from .executable import Executable
-from .kv_cache import KVCache
 from .schedule import Schedule
+from .session import Session
 from .token_choice import Chooser, Sampling
 
 FIRST_ROOM = 512
 """New tokens that there is room for at first; more is made when they are there."""
+
+LARGEST_EXCESS = 8
+"""Caches with more than so many times the room that a call needs are not used for it."""
 
 PREFILL, STEP = "prefill", "step"
 """The programs of a generator, by the names that they have in files."""
@@ -33,13 +36,15 @@ Streamer = Callable[[torch.Tensor], object]
 class _Batch:
     """What is known of each sequence."""
 
-    lengths: torch.Tensor
     done: torch.Tensor
     answers: list[list[int]] = field(default_factory=list)
 
 
 class Generator:
     """Continues sequences with a model that was compiled for it.
+
+    The caches of the last call are kept for the next one of as many sequences; `release` gives their memory back. Calls from
+    several threads run beside each other, each with caches of its own.
 
     Args:
         prefill: the program with caches for any number of tokens, with the scores of one token of each sequence as its result.
@@ -49,6 +54,13 @@ class Generator:
 
     def __init__(self, prefill: Executable, step: Executable, ending: Ending) -> None:
         self.prefill, self.step, self.ending = prefill, step, ending
+        self._lock = threading.Lock()
+        self._idle: Session | None = None
+
+    def release(self) -> None:
+        """Give back the memory of caches that is kept for the next call."""
+        with self._lock:
+            self._idle = None
 
     def programs(self) -> dict[str, tuple[Schedule, Signature]]:
         """Return what `load_generator` makes an equal generator from."""
@@ -106,46 +118,47 @@ class Generator:
         prompts, lengths = _left_aligned(input_ids, attention_mask)
         if max_new_tokens < 0:
             raise OptionError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")
-        ending = ending or self.ending
         width, most = prompts.shape[1], int(lengths.max()) + max_new_tokens
         # The last token is not put into the cache.
-        cache = KVCache(self.step.signature, len(prompts), max(width, min(most - 1, width + FIRST_ROOM)))
-        return self._tokens(prompts, lengths, cache, max_new_tokens, Chooser(sampling, prompts.device), ending)
+        session = self._session(len(prompts), max(width, min(most - 1, width + FIRST_ROOM)))
+        return self._tokens(prompts, lengths, session, max_new_tokens, Chooser(sampling, prompts.device), ending or self.ending)
+
+    def _session(self, batch: int, room: int) -> Session:
+        """Return the session of an earlier call if it fits and is free, else a new one."""
+        with self._lock:
+            session, self._idle = self._idle, None
+        if session is not None and session.batch == batch and room <= session.cache.capacity <= LARGEST_EXCESS * room:
+            return session
+        with torch.inference_mode(False):
+            return Session(self.step, batch, room)
 
     def _tokens(
         self,
         prompts: torch.Tensor,
         lengths: torch.Tensor,
-        cache: KVCache,
+        session: Session,
         count: int,
         choose: Chooser,
         ending: Ending,
     ) -> Iterator[torch.Tensor]:
-        batch = _Batch(lengths, torch.zeros(len(prompts), dtype=torch.bool, device=prompts.device), [[] for _ in prompts])
-        past = torch.zeros_like(lengths)
-        call: BoundCall | None = None
-        ids = torch.empty((len(prompts), 1), dtype=prompts.dtype, device=prompts.device)
+        batch = _Batch(torch.zeros(len(prompts), dtype=torch.bool, device=prompts.device), [[] for _ in prompts])
         longest = int(lengths.max())
         for number in range(count):
             with torch.inference_mode(False), torch.no_grad():
                 if number == 0:
-                    scores = self.prefill(prompts, past, *cache.tensors.values(), lengths - 1)
-                    past.copy_(lengths)
+                    session.past.zero_()
+                    scores = self.prefill(prompts, session.past, *session.cache.tensors.values(), lengths - 1)
+                    session.past.copy_(lengths)
                 else:
-                    needed = longest + number
-                    if call is None or needed > cache.capacity:
-                        limit = longest + count if cache.limit is None else min(longest + count, cache.limit)
-                        cache.grow(max(needed, min(2 * cache.capacity, limit)) if needed > cache.capacity else needed)
-                        call = self.step.bind(ids, past, *cache.tensors.values())
-                    call.run()
-                    past += 1
-                    scores = call.results
+                    scores = session.advance(longest + number, longest + count)
                 tokens = choose(scores[:, -1])
                 finished = self._finish(tokens, batch, ending)
-                ids[:, 0] = tokens
+                session.ids[:, 0] = tokens
             yield tokens
             if finished:
-                return
+                break
+        with self._lock:
+            self._idle = session
 
     def _finish(self, tokens: torch.Tensor, batch: _Batch, ending: Ending) -> bool:
         """Pad what comes after an end, in place, and return whether all sequences are at their end."""

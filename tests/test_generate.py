@@ -102,6 +102,20 @@ def test_tokens_come_as_they_are_made(compiled) -> None:
     assert torch.equal(next(steps), result[:, 5])
 
 
+def test_calls_do_not_disturb_each_other(compiled) -> None:
+    """A call that is under way keeps its caches while others run; caches are used again, in and out of inference mode."""
+    model, ids = compiled("llama"), prompts(2, 9)
+    expected = model.generate(ids, max_new_tokens=8)
+    model.generator.release()
+    steps = model.generator.stream(ids, max_new_tokens=8)
+    first = [next(steps), next(steps)]
+    with torch.inference_mode():
+        assert torch.equal(model.generate(ids, max_new_tokens=8), expected)
+    assert torch.equal(model.generate(prompts(2, 3), max_new_tokens=8)[:, :3], prompts(2, 3))
+    assert torch.equal(torch.stack([*first, *steps], 1), expected[:, 9:])
+    assert torch.equal(model.generate(ids, max_new_tokens=8), expected)
+
+
 def test_long_answers_make_room(compiled, monkeypatch) -> None:
     """What is kept is moved when the caches grow."""
     from graphwright.runtime import generation, kv_cache
@@ -110,6 +124,7 @@ def test_long_answers_make_room(compiled, monkeypatch) -> None:
     expected = compiled("llama").generate(ids, max_new_tokens=40)
     monkeypatch.setattr(kv_cache, "STEP", 8)
     monkeypatch.setattr(generation, "FIRST_ROOM", 1)
+    compiled("llama").generator.release()
     assert torch.equal(compiled("llama").generate(ids, max_new_tokens=40), expected)
 
 
