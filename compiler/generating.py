@@ -41,12 +41,23 @@ def compile_generator(
     if not derived.states:
         reasons = [refusal.reason for record in derived.records for refusal in record.plan.refusals if _is_ours(record)]
         raise PassError(f"generate: the model cannot be run token by token: {'; '.join(reasons) or 'no reason was given'}")
+    _tell_apart(derived, program)
     prompt = run_passes(derived, ["last-token", "dead-code"], context)
     single = fix_dimension(derived, "tokens", 1)
     programs = {
         name: (lower(made, device=context.target), made.signature) for name, made in ((PREFILL, prompt), (STEP, single))
     }
     return load_generator(programs, {**prompt.weights, **single.weights}, ending, shared)
+
+
+def _tell_apart(derived: Program, plain: Program) -> None:
+    """Rename weights that passes made anew under the names of others of the plain program: one file holds all of them."""
+    for name in [name for name, weight in derived.weights.items() if plain.weights.get(name, weight) is not weight]:
+        new = next(n for k in range(len(derived.weights)) if (n := f"cached{k}_{name}") not in derived.weights | plain.weights)
+        derived.weights[new] = derived.weights.pop(name)
+        for node in derived.graph.nodes:
+            if node.op == "get_attr" and node.target == name:
+                node.target = new
 
 
 def _is_ours(record: PassRecord) -> bool:
