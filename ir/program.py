@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -222,11 +222,6 @@ def replace(node: fx.Node, new: fx.Node) -> None:
     """Let every user of `node` use `new`, and erase `node`."""
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)
-
-
-def users_by_target(node: fx.Node, target: Any) -> Sequence[fx.Node]:
-    """Return the users of `node` that call `target`."""
-    return [user for user in node.users if user.op == "call_function" and user.target is target]
 
 
 Weights = Mapping[str, torch.Tensor]

@@ -48,11 +48,6 @@ class Model:
     notes: tuple[str, ...] = ()
 
 
-def is_artifact(name: str) -> bool:
-    """Return whether MODEL names a compiled model."""
-    return name.endswith(".gw")
-
-
 def load_model(
     name: str,
     *,

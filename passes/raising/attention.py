@@ -43,8 +43,8 @@ class RaiseAttention(LocalPass):
     Declines when: the attention weights are used elsewhere, as with `output_attentions`.
     Declines when: the mask depends on a size that is none of the attention's own.
 
-    Fidelity: scores are computed in float32. A sequence whose keys are all hidden by large negative numbers gives 0, not the
-        average of its values.
+    Fidelity: scores are computed in float32. A query whose keys are all hidden by minus infinities gives 0, not NaN; a sequence
+        whose keys are all hidden by large negative numbers gives 0, not the average of its values.
 
     Args:
         blind: what a query gets that sees no key because of large negative numbers, not of minus infinity: "average", as the

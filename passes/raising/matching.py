@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,8 +107,3 @@ def reduces_last(node: fx.Node) -> bool:
         and dims[0] % source.meta["val"].dim() == source.meta["val"].dim() - 1
         and bool(keep)
     )
-
-
-def is_close(a: float, b: float) -> bool:
-    """Return whether two numbers agree up to how people round constants."""
-    return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-12)
