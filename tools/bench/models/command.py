@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -212,11 +212,10 @@ def _show_profile(console: Console, row: Row, threads: int, ragged: bool) -> Non
 
     torch.set_num_threads(threads)
     case = Case(row, row.load(), row.inputs(ragged), threads)
-    compiled = compile_ours(case)
-    if not hasattr(compiled, "profile"):
-        console.print(f"{row.name}: no profile: {type(compiled).__name__} offers none")
-        return
-    steps = compiled.profile(**case.inputs)
+    inputs: dict[str, Any] = dict(case.inputs)
+    profile = compile_ours(case).profile(**inputs)
+    steps = [(step.name, step.kind, step.us) for step in profile.rows]
+    steps.append(("between steps", "gap", profile.overhead_us))
     console.print(f"{row.name}, {threads} thread{'s' if threads > 1 else ''}", highlight=False)
     console.print(kinds_table(steps))
     console.print(steps_table(steps))

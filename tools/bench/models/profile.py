@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 Step = tuple[str, str, float]
-"""A step's name, its kind such as "kernel", "extern" or "gap", and its microseconds."""
+"""A step's name, its kind ("kernel", "matmul", "call" or "gap"), and its microseconds."""
 
 DEFAULT_LINES = 20
 

@@ -107,7 +107,8 @@ def compile_ours(case: Case) -> Compiled:
 
     mask = case.inputs.get("attention_mask")
     padded = mask is not None and not bool(mask.all())
-    return graphwright.compile(case.model, passes=["pack-tokens"] if padded else [], **case.inputs)
+    inputs: dict[str, Any] = dict(case.inputs)
+    return graphwright.compile(case.model, passes=["pack-tokens"] if padded else [], **inputs)
 
 
 RIVALS: dict[str, Callable[[Case], Run]] = {
