@@ -257,3 +257,14 @@ def test_arguments_in_containers():
     assert_same(compiled, model, given)
     with pytest.raises(InputError, match=r"given\.a|args\.0\.a"):
         compiled({"b": given["b"], "a": {"y": given["a"]["x"]}})
+
+
+def test_models_in_float64():
+    """Attention, norms, GELU and softmax keep the precision of float64."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, activation="gelu", batch_first=True)
+    model = nn.Sequential(layer, nn.Softmax(-1)).double().eval()
+    compiled = graphwright.compile(model, torch.randn(2, 5, 16, dtype=torch.float64))
+    x = torch.randn(3, 63, 16, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-12, atol=1e-13)
