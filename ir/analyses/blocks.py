@@ -184,7 +184,8 @@ class _Finder:
                 chains[step.add] = [*chain, step]
         result = []
         for chain in chains.values():
-            within = {add: steps[add] for step in chain for add in inside[step.add]}
+            # In the graph's order, which a set does not keep.
+            within = {add: step for add, step in steps.items() if any(add in inside[outer.add] for outer in chain)}
             result += self._chains(within) if len(chain) == 1 and within else [chain]
         return result
 

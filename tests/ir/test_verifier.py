@@ -121,7 +121,7 @@ def test_the_signature_counts(captured) -> None:
     verify(program)
     results = program.output.args[0]
     program.output.args = ((*results, results[0]),)
-    broken(program, "signature at %output: there are 2 results, the signature has 1")
+    broken(program, "signature at %output: there are 2 results, the signature and the states have 1")
     program.output.args = (results,)
     with program.graph.inserting_before(program.inputs[0]):
         extra = program.graph.placeholder("extra")

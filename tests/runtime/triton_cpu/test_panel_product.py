@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from triton import knobs
 
 from graphwright.runtime.triton_cpu import isa as isa_module
 from graphwright.runtime.triton_cpu import jit, panel_product
@@ -193,7 +194,7 @@ def test_none_without_fused_multiplication(monkeypatch):
 @needs_panels
 def test_the_code_is_compiled_once(tmp_path, monkeypatch, generator):
     """A second process reads the code from the cache; damaged code is compiled again."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(knobs.cache, "dir", str(tmp_path))
     name, block = FORMS[-1]
     compilations: list[Isa] = []
     compile_object = jit.compile_object
