@@ -20,16 +20,8 @@ from .loops import Stored
 
 aten = torch.ops.aten
 
-WRITES_INTO = {
-    aten.bmm.default: "aten::bmm.default",
-    aten.mm.default: "aten::mm.default",
-    aten.matmul.default: "aten::matmul.default",
-    aten.index_select.default: "aten::index_select.default",
-}
+WRITES_INTO = {aten.bmm.default, aten.mm.default, aten.matmul.default, aten.index_select.default}
 """Operations whose `out=` form computes straight into the buffer."""
-
-NATIVE = {aten.linear.default, aten.embedding.default}
-"""Operations that have a step of their own here."""
 
 
 def view_of(stored: Stored, shape: tuple[Any, ...]) -> View:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -222,6 +222,3 @@ def replace(node: fx.Node, new: fx.Node) -> None:
     """Let every user of `node` use `new`, and erase `node`."""
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)
-
-
-Weights = Mapping[str, torch.Tensor]
