@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from .loops import Stored
 from .lowering import arguments
 from .provenance import provenance_of
 from .sources import KernelSources
+from .steps import Place, StepMaker
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _VARIABLES = {
@@ -36,10 +37,8 @@ _VARIABLES = {
 _IN_RANGE = {"q": "o_q < query_length", "k": "o_k < key_length"}
 
 
-def is_attention(node: fx.Node) -> bool:
+def _applies(node: fx.Node) -> bool:
     """Whether a node is an attention that the template makes."""
-    if node.target is not dialect.attention:
-        return False
     q, _, v = (operand.meta["val"] for operand in node.args[:3])  # type: ignore[union-attr]
     return q.dtype in _DTYPES and all(isinstance(t.shape[-1], int) and t.shape[-1] <= LARGEST_DIM for t in (q, v))
 
@@ -64,18 +63,7 @@ class MaskOperands:
     values: dict[str, Any]
 
 
-def step(
-    program: Program, node: fx.Node, place: Callable[[fx.Node], Stored], sources: KernelSources, device: str
-) -> KernelStep:
-    """Return the step of an attention.
-
-    Args:
-        program: the program.
-        node: the call.
-        place: tells where a tensor lies.
-        sources: takes the kernel's source.
-        device: the device type.
-    """
+def _steps(program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str) -> Sequence[KernelStep]:
     given = arguments(node)
     q, k, v = (given[name] for name in "qkv")
     (batch, heads, queries, head_dim), (_, key_heads, keys, value_dim) = program.shape(q), program.shape(v)
@@ -114,7 +102,7 @@ def step(
     blocks = -(-sympy.sympify(queries) // tiles["BLOCK_M"]) if isinstance(queries, int) else None
     grid = int(blocks) if blocks is not None else f"({text(queries)} + {tiles['BLOCK_M'] - 1}) // {tiles['BLOCK_M']}"
     reads = tuple(dict.fromkeys(a.buffer for a in ordered if isinstance(a, View) and a.buffer != place(node).buffer))
-    return KernelStep(
+    step = KernelStep(
         node.name,
         kernel,
         (grid, size_text(heads), size_text(batch)),
@@ -124,6 +112,7 @@ def step(
         (place(node).buffer,),
         provenance_of([node]),
     )
+    return (step,)
 
 
 def mask_form(node: fx.Node, predicate: str, bias: str) -> MaskForm:
@@ -166,3 +155,11 @@ def body_of(spec: AttentionSpec) -> str:
     placeholder = "attention_kernel_name"
     source = attention_source(spec, placeholder)
     return source[source.index("@triton.jit") :].replace(placeholder, "{name}")
+
+
+def _accepts(node: fx.Node, arg: fx.Node, stored: Stored, shape: tuple[Any, ...]) -> bool:
+    return arg not in node.args[:3] or bool(stored.strides[-1] == 1)
+
+
+MAKERS = {dialect.attention: StepMaker(make=_steps, accepts=_accepts, strides=result_strides, applies=_applies)}
+"""Operation -> what makes its steps."""

@@ -10,7 +10,6 @@ import sympy
 import torch
 from torch import fx
 
-from graphwright.ir import dialect
 from graphwright.ir.errors import LoweringError
 from graphwright.ir.program import Program
 from graphwright.runtime.schedule import CallStep, MatmulStep, Symbolic, View
@@ -54,8 +53,6 @@ def matrix_of(stored: Stored, shape: tuple[Any, ...]) -> View | None:
 
 def accepts(node: fx.Node, arg: fx.Node, stored: Stored, shape: tuple[Any, ...]) -> bool:
     """Whether an operation can read an argument where it lies; else it is copied first."""
-    if node.target is dialect.attention and arg in node.args[:3]:
-        return bool(stored.strides[-1] == 1)
     if node.target is aten.linear.default and arg is node.args[0]:
         return matrix_of(stored, shape) is not None
     if node.target is aten.embedding.default:

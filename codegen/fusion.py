@@ -216,13 +216,14 @@ class Fusion:
 
     # -- what one kernel makes
 
-    def units(self, stored: Iterable[fx.Node]) -> list[Unit]:
+    def units(self, stored: Iterable[fx.Node], after: Mapping[fx.Node, Iterable[fx.Node]] | None = None) -> list[Unit]:
         """Return the units of a program in an order in which they can run.
 
         Args:
             stored: the nodes that loops compute and that are stored.
+            after: operation outside loops -> earlier ones that it has to run after although it does not read their results.
         """
-        wanted = set(stored)
+        wanted, after = set(stored), after or {}
         unit_of: dict[fx.Node, Unit] = {}
         units: list[Unit] = []
         for node in self.program.graph.nodes:
@@ -231,7 +232,7 @@ class Fusion:
                 unit = self._place(node, needed, units, wanted)
                 unit_of[node] = unit
             elif self._kinds[node] == "external":
-                needed = {unit_of[n] for n in self._reads(node, wanted)}
+                needed = {unit_of[n] for n in (*self._reads(node, wanted), *after.get(node, ()))}
                 unit_of[node] = unit = Unit([node], False, set(needed))
                 for other in needed:
                     unit.before |= other.before

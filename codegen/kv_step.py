@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from graphwright.runtime.schedule import KernelStep, View
 
 from .attention import AttentionSpec, attention_parameters, attention_tiles
 from .attention_parts import LARGEST_DIM
-from .attention_step import body_of, mask_form, mask_operands
+from .attention_step import body_of, mask_form, mask_operands, result_strides
 from .external import view_of
 from .index_code import triton_code
 from .indexing import size_text, text
@@ -24,8 +24,7 @@ from .loops import Stored
 from .lowering import arguments
 from .provenance import provenance_of
 from .sources import KernelSources
-
-Place = Callable[[fx.Node], Stored]
+from .steps import Place, StepMaker
 
 ROWS = 32
 """Entries that one program puts into a cache."""
@@ -57,46 +56,16 @@ def is_append(node: fx.Node) -> bool:
     return node.target is dialect.kv_append
 
 
-def is_kv(node: fx.Node) -> bool:
-    """Whether a node has a step here."""
-    return node.target in (dialect.kv_append, dialect.kv_attention)
-
-
-def accepts(reader: fx.Node, arg: fx.Node, stored: Stored) -> bool:
-    """Whether a step can read an argument where it lies."""
+def _accepts(reader: fx.Node, arg: fx.Node, stored: Stored, shape: tuple[Any, ...]) -> bool:
     if arg in arguments(reader).get("operands", ()):
         return True
     return bool(stored.strides[-1] == 1)
 
 
-def check_states(program: Program) -> None:
-    """Check that each state is only read by what puts new entries into it, so that this can happen in place.
-
-    Raises:
-        LoweringError: a state is read before.
-    """
-    for node in program.inputs:
-        if node.name in program.states:
-            result = program.results[program.states[node.name]]
-            if list(node.users) != [result] or not is_append(result):
-                raise LoweringError(f"{node.name}: a state can only be changed in place if kv_append alone reads it")
-
-
-def step(program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str) -> KernelStep | None:
-    """Return the step of a node, None if another step does it too.
-
-    Args:
-        program: the program.
-        node: a call for which `is_kv` holds.
-        place: tells where a tensor lies.
-        sources: takes the kernel's source.
-        device: the device type.
-    """
-    if node.target is dialect.kv_attention:
-        return _attention(program, node, place, sources, device)
+def _append_steps(program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str) -> Sequence[KernelStep]:
     if any(user.target is dialect.kv_attention and _is_one(program, user) for user in node.users):
-        return None
-    return _append(program, node, place, sources)
+        return ()
+    return (_append(program, node, place, sources),)
 
 
 def _is_one(program: Program, node: fx.Node) -> bool:
@@ -135,7 +104,7 @@ def _append(program: Program, node: fx.Node, place: Place, sources: KernelSource
     )
 
 
-def _attention(program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str) -> KernelStep:
+def _attention(program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str) -> Sequence[KernelStep]:
     given = arguments(node)
     q, k, v = (given[name] for name in "qkv")
     (batch, heads, queries, head_dim), (_, key_heads, capacity, value_dim) = program.shape(q), program.shape(v)
@@ -198,7 +167,7 @@ def _attention(program: Program, node: fx.Node, place: Place, sources: KernelSou
     caches = [place(t).buffer for t in (k, v)] if one else []
     reads = tuple(dict.fromkeys(a.buffer for a in ordered if isinstance(a, View) and a.buffer != place(node).buffer))
     provenance = provenance_of([node])
-    return KernelStep(
+    step = KernelStep(
         node.name,
         sources.add("kv_attention", body_of(spec), provenance),
         (blocks, size_text(key_heads if one else heads), size_text(batch)),
@@ -208,3 +177,11 @@ def _attention(program: Program, node: fx.Node, place: Place, sources: KernelSou
         (place(node).buffer, *caches),
         provenance,
     )
+    return (step,)
+
+
+MAKERS = {
+    dialect.kv_append: StepMaker(make=_append_steps, accepts=_accepts, in_place={0: "cache"}),
+    dialect.kv_attention: StepMaker(make=_attention, accepts=_accepts, strides=result_strides),
+}
+"""Operation -> what makes its steps."""

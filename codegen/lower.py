@@ -10,12 +10,10 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from graphwright.ir import dialect
 from graphwright.ir.errors import LoweringError
 from graphwright.ir.program import Program
 from graphwright.runtime.schedule import Buffer, KernelStep, Schedule, Step, Symbolic, View
 
-from . import attention_step, kv_step, packing_step
 from .external import accepts as external_accepts
 from .external import buffer_shape, count_results, step_of, view_of
 from .fusion import Fusion, Unit, is_item
@@ -24,6 +22,8 @@ from .kernel import LoopKernel, Store, write_kernel
 from .loops import GraphReader, NeedsExternal, NeedsStore, Stored, strided
 from .provenance import provenance_of
 from .sources import KernelSources
+from .states import states_in_place
+from .step_table import step_maker
 from .values import COLUMN
 
 MOST_ROUNDS = 1000
@@ -75,20 +75,18 @@ class _Lowering:
         self.buffers: dict[str, Buffer] = {}
         self.sources = KernelSources()
         self.result_bases: set[fx.Node] = set()
+        self.in_place = states_in_place(program)
 
     def run(self) -> Schedule:
         """Lower the program."""
-        kv_step.check_states(self.program)
         self._place_given()
         wanted = self._wanted()
-        units = self.fusion.units(wanted)
+        units = self.fusion.units(wanted, self.in_place.after)
         for unit in units:
             self._place_results(unit)
         steps: list[Step] = []
         for unit in units:
-            step = self._loop_step(unit) if unit.is_loop else self._external_step(unit.nodes[0])
-            if step is not None:
-                steps.append(step)
+            steps.extend(self._loop_steps(unit) if unit.is_loop else self._external_steps(unit.nodes[0]))
         dimensions = {name: (d.low, d.high) for name, d in self.program.dimensions.items()}
         return Schedule(
             dimensions,
@@ -176,10 +174,8 @@ class _Lowering:
         return Stored(node.name, self._strides(node), sympy.Integer(0), node.meta["val"].dtype)
 
     def _strides(self, node: fx.Node) -> tuple[Any, ...]:
-        shape = self.program.shape(node)
-        if attention_step.is_attention(node) or node.target in (dialect.ragged_attention, dialect.kv_attention):
-            return attention_step.result_strides(shape)
-        return contiguous_strides(shape)
+        maker = step_maker(node)
+        return (maker.strides if maker else contiguous_strides)(self.program.shape(node))
 
     def _place_results(self, unit: Unit) -> None:
         for node in unit.nodes:
@@ -192,9 +188,8 @@ class _Lowering:
                     self._place_result(user)
 
     def _place_result(self, node: fx.Node) -> None:
-        if kv_step.is_append(node):
-            cache: Any = node.args[0]
-            self.stored[node] = self.where(cache)
+        if node in self.in_place.states:
+            self.stored[node] = self.where(self.in_place.states[node])
             return
         kind = "output" if node in self.result_bases else "temporary"
         shape = self.program.shape(node)
@@ -222,26 +217,23 @@ class _Lowering:
 
     # -- steps
 
-    def _external_step(self, node: fx.Node) -> Step | None:
+    def _external_steps(self, node: fx.Node) -> Sequence[Step]:
         if is_item(node):
-            return None
-        if attention_step.is_attention(node):
-            return attention_step.step(self.program, node, self.where, self.sources, self.device)
-        if packing_step.is_packing(node):
-            return packing_step.step(self.program, node, self.where, self.sources, self.device)
-        if kv_step.is_kv(node):
-            return kv_step.step(self.program, node, self.where, self.sources, self.device)
+            return ()
+        maker = step_maker(node)
+        if maker is not None:
+            return maker.make(self.program, node, self.where, self.sources, self.device)
         if isinstance(node.meta["val"], torch.Tensor):
             outs: dict[Any, Stored] = {0: self.stored[node]}
         else:
             outs = {user.args[1]: self.stored[user] for user in node.users if is_item(user) and user in self.stored}
         if not outs and count_results(node) > 0:
-            return None
-        return step_of(self.program, node, self.where, outs, provenance_of([node]))  # type: ignore[no-any-return]
+            return ()
+        return (step_of(self.program, node, self.where, outs, provenance_of([node])),)
 
-    def _loop_step(self, unit: Unit) -> KernelStep | None:
+    def _loop_steps(self, unit: Unit) -> Sequence[Step]:
         if all(self.fusion.numel(node) == 0 for node in unit.nodes):
-            return None
+            return ()
         kernel = self._kernel(unit)
         name = self.sources.add("_".join(_short(n) for n in unit.nodes), kernel.body, provenance_of(unit.nodes))
         arguments: list[Any] = []
@@ -250,7 +242,7 @@ class _Lowering:
             arguments.append(View(buffer, placed.shape, placed.strides))
         arguments.extend(size_text(size) for size in kernel.sizes.values())
         grid = kernel.grid if isinstance(kernel.grid, str) else size_text(kernel.grid)
-        return KernelStep(
+        step = KernelStep(
             unit.nodes[-1].name,
             name,
             (grid,),
@@ -260,6 +252,7 @@ class _Lowering:
             kernel.writes,
             provenance_of(unit.nodes),
         )
+        return (step,)
 
     def _kernel(self, unit: Unit) -> LoopKernel:
         fusion, program = self.fusion, self.program
@@ -311,10 +304,8 @@ class _Lowering:
 
 
 def _accepts(reader: fx.Node, arg: fx.Node, stored: Stored, shape: tuple[Any, ...]) -> bool:
-    if kv_step.is_kv(reader):
-        return kv_step.accepts(reader, arg, stored)
-    accepts = packing_step.accepts if packing_step.is_packing(reader) else external_accepts
-    return accepts(reader, arg, stored, shape)
+    maker = step_maker(reader)
+    return (maker.accepts if maker else external_accepts)(reader, arg, stored, shape)
 
 
 def _short(node: fx.Node) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,14 +15,14 @@ from graphwright.runtime.schedule import KernelStep, View
 
 from .attention import AttentionSpec, attention_parameters, attention_source, attention_tiles
 from .attention_parts import LARGEST_DIM
+from .attention_step import result_strides
 from .external import view_of
 from .indexing import contiguous_strides, product, size_text
 from .loops import Stored
 from .lowering import arguments
 from .provenance import provenance_of
 from .sources import KernelSources
-
-Place = Callable[[fx.Node], Stored]
+from .steps import Place, StepMaker
 
 ROWS = 32
 """Rows that one program copies."""
@@ -45,30 +45,7 @@ def {name}(p_x, p_index, p_out, count, x_row, columns: tl.constexpr, ROWS: tl.co
 '''
 
 
-def is_packing(node: fx.Node) -> bool:
-    """Whether a node has a step here."""
-    return node.target in (dialect.take_rows, dialect.ragged_attention)
-
-
-def step(program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str) -> KernelStep:
-    """Return the step of a node.
-
-    Args:
-        program: the program.
-        node: a call for which `is_packing` holds.
-        place: tells where a tensor lies.
-        sources: takes the kernel's source.
-        device: the device type.
-
-    Raises:
-        LoweringError: there is no kernel for its dtype or its sizes.
-    """
-    if node.target is dialect.take_rows:
-        return _take_rows(program, node, place, sources)
-    return _ragged_attention(program, node, place, sources, device)
-
-
-def _take_rows(program: Program, node: fx.Node, place: Place, sources: KernelSources) -> KernelStep:
+def _take_rows(program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str) -> Sequence[KernelStep]:
     given = arguments(node)
     x, index = given["x"], given["index"]
     columns, count = size_text(product(program.shape(x)[1:])), size_text(product(program.shape(index)))
@@ -82,10 +59,12 @@ def _take_rows(program: Program, node: fx.Node, place: Place, sources: KernelSou
     block = min(1 << max(columns - 1, 0).bit_length(), _LONGEST_BLOCK)
     constants = {"columns": columns, "ROWS": ROWS, "BLOCK": block}
     kernel = sources.add("take_rows", TAKE_ROWS, provenance_of([node]))
-    return _step(node, kernel, (_blocks(count, ROWS),), values, constants, place)
+    return (_step(node, kernel, (_blocks(count, ROWS),), values, constants, place),)
 
 
-def _ragged_attention(program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str) -> KernelStep:
+def _ragged_attention(
+    program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str
+) -> Sequence[KernelStep]:
     given = arguments(node)
     q, k, v, starts = (given[name] for name in ("q", "k", "v", "starts"))
     (_, heads, _, head_dim), (_, key_heads, _, value_dim) = program.shape(q), program.shape(v)
@@ -121,7 +100,7 @@ def _ragged_attention(program: Program, node: fx.Node, place: Place, sources: Ke
     ordered = tuple(values[name] for name in attention_parameters(spec))
     longest, sequences = size_text(program.size(given["longest"])), size_text(program.shape(starts)[0] - 1)
     grid = (_blocks(longest, tiles["BLOCK_M"]), int(heads), sequences)
-    return _step(node, kernel, grid, ordered, tiles, place)
+    return (_step(node, kernel, grid, ordered, tiles, place),)
 
 
 def _blocks(count: int | str, block: int) -> int | str:
@@ -136,8 +115,7 @@ def _step(
     return KernelStep(node.name, kernel, grid, values, constants, reads, (written,), provenance_of([node]))
 
 
-def accepts(node: fx.Node, arg: fx.Node, stored: Stored, shape: tuple[Any, ...]) -> bool:
-    """Whether a step of this file can read an argument where it lies; else it is copied first."""
+def _accepts(node: fx.Node, arg: fx.Node, stored: Stored, shape: tuple[Any, ...]) -> bool:
     if node.target is dialect.ragged_attention and arg is not node.args[3]:
         return bool(stored.strides[-1] == 1)
     # The rows of a tensor may lie anywhere; what is in one, and all else, lies in order.
@@ -145,3 +123,10 @@ def accepts(node: fx.Node, arg: fx.Node, stored: Stored, shape: tuple[Any, ...])
     expected = contiguous_strides(shape)
     found = list(zip(shape, stored.strides, expected, strict=True))[first:]
     return all(size == 1 or stride == wanted for size, stride, wanted in found)
+
+
+MAKERS = {
+    dialect.take_rows: StepMaker(make=_take_rows, accepts=_accepts),
+    dialect.ragged_attention: StepMaker(make=_ragged_attention, accepts=_accepts, strides=result_strides),
+}
+"""Operation -> what makes its steps."""

@@ -147,11 +147,11 @@ def test_what_the_template_cannot_do_is_an_error(builder) -> None:
 
 
 def test_a_state_that_is_read_before_it_changes_is_an_error(builder) -> None:
-    """In place, it would be read too late."""
+    """A loop may be computed anywhere, and would read it too late."""
     program = program_of(builder)
     with program.graph.inserting_before(program.output):
         cache = next(node for node in program.inputs if node.name == "k_cache")
         more = program.call(torch.ops.aten.relu.default, cache)
     program.output.args = ((*program.results, more),)
-    with pytest.raises(LoweringError, match="kv_append alone reads it"):
+    with pytest.raises(LoweringError, match="only an operation with steps of its own can do so before"):
         lower(program)

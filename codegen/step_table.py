@@ -1,0 +1,20 @@
+"""The operations that have steps of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx
+
+from . import attention_step, kv_step, packing_step
+from .steps import StepMaker
+
+STEP_MAKERS: Mapping[Any, StepMaker] = {**attention_step.MAKERS, **packing_step.MAKERS, **kv_step.MAKERS}
+"""Operation -> what makes its steps. An operation outside loops that is not here is a call of PyTorch."""
+
+
+def step_maker(node: fx.Node) -> StepMaker | None:
+    """Return what makes the steps of a node, None if it is a call of PyTorch or computed in loops."""
+    maker = STEP_MAKERS.get(node.target)
+    return maker if maker is not None and maker.applies(node) else None
