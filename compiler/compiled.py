@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from graphwright.ir.errors import InputError
-from graphwright.ir.records import Decision, PassRecord, Plan, Refusal
+from graphwright.ir.records import CostLine, Decision, PassRecord, Plan, ProgramCost, Refusal
 from graphwright.runtime.artifact import load as load_artifact
 from graphwright.runtime.artifact import save as save_artifact
 from graphwright.runtime.ending import Ending
@@ -39,6 +39,7 @@ class Report:
         kernels: number of different kernels.
         steps: number of steps of a call, by kind: "kernel", "matmul", "call".
         times_us: how long capturing, the passes, lowering and loading took, by name.
+        decoding: the passes that made the program with caches of the model's own, in order; empty if it does not generate.
     """
 
     notes: tuple[str, ...]
@@ -46,6 +47,12 @@ class Report:
     kernels: int
     steps: Mapping[str, int]
     times_us: Mapping[str, int]
+    decoding: tuple[PassRecord, ...] = ()
+
+    @property
+    def all_records(self) -> tuple[PassRecord, ...]:
+        """The passes that ran on the model's own program, and then those that ran on the program with caches."""
+        return (*self.records, *self.decoding)
 
     def to_json(self) -> str:
         """Return the report as JSON text."""
@@ -56,14 +63,22 @@ class Report:
         """Return the report that `to_json` wrote."""
         data = json.loads(text)
         records = tuple(_record(entry) for entry in data.pop("records"))
-        return cls(records=records, notes=tuple(data.pop("notes")), **data)
+        decoding = tuple(_record(entry) for entry in data.pop("decoding", ()))
+        return cls(records=records, notes=tuple(data.pop("notes")), decoding=decoding, **data)
 
 
 def _record(data: dict[str, Any]) -> PassRecord:
     plan = data.pop("plan")
     decisions = tuple(Decision(**entry) for entry in plan["decisions"])
     refusals = tuple(Refusal(**entry) for entry in plan["refusals"])
-    return PassRecord(plan=Plan(plan["pass_name"], decisions, refusals), **data)
+    costs = {key: _cost(data.pop(key, None)) for key in ("cost_before", "cost_after")}
+    return PassRecord(plan=Plan(plan["pass_name"], decisions, refusals), **data, **costs)
+
+
+def _cost(data: dict[str, Any] | None) -> ProgramCost | None:
+    if data is None:
+        return None
+    return ProgramCost(tuple(CostLine(**line) for line in data["lines"]), data["weight_bytes"], data["state_bytes"])
 
 
 class Compiled:
@@ -198,7 +213,7 @@ class Compiled:
         """
         self._watch.check()
         executable = self._executable
-        texts = {f"ir/{k:02}-{r.pass_name}.txt": r.text for k, r in enumerate(self.report.records) if r.text}
+        texts = {f"ir/{k:02}-{r.pass_name}.txt": r.text for k, r in enumerate(self.report.all_records) if r.text}
         extra = {GRAPH: self.graph, REPORT: self.report.to_json(), RECIPE: self.recipe, **texts}
         weights, programs = executable.weights(), {}
         if self.generator is not None:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from graphwright.codegen.lower import lower
+from graphwright.ir.errors import OptionError
 from graphwright.ir.printer import print_program
 from graphwright.ir.program import Program
-from graphwright.passes.base import Context, Pass
+from graphwright.ir.records import PassRecord
+from graphwright.passes.base import Context, Pass, Stage
 from graphwright.runtime.executable import Executable
 from graphwright.runtime.schedule import Schedule
 
@@ -43,7 +45,8 @@ def compile(
         model: any module, or a program that was captured before.
         args: arguments of a sample call, as the model takes them; none for a program.
         passes: what to do beyond what is done to every model: passes, or texts such as "fuse-projections:minimum=3". They run
-            after recognition and clean-up.
+            after recognition and clean-up; those that rewrite caches, such as "quantize-cache", run on the program with caches
+            that `generate` asks for.
         dynamic: which sizes may differ from call to call; see `capture`.
         check: compare the capture with the model at other sizes than the sample's.
         keep_text: keep the printed program after every pass in the report.
@@ -58,12 +61,14 @@ def compile(
 
     Raises:
         CaptureError: the model cannot be captured.
-        OptionError: a pass or an option is unknown, or the recipe was made for another model.
+        OptionError: a pass or an option is unknown, a pass rewrites caches and `generate` does not ask for any, or the recipe
+            was made for another model.
         PassError: a pass cannot do what it was asked to, or the model cannot be run token by token.
         LoweringError: an operation can neither be generated nor called.
     """
     clock = _Clock()
     asked = recipe_of(recipe, passes)
+    plain, cached = _by_stage(asked.passes, generate)
     program = model if isinstance(model, Program) else capture(model, *args, dynamic=dynamic, check=check, **kwargs)
     clock.stop("capture")
     mark = mark_of(program, "" if isinstance(model, Program) else type(model).__name__)
@@ -71,27 +76,41 @@ def compile(
     asked = Recipe(asked.passes, Mark(mark.name or (asked.model.name if asked.model else ""), mark.weights))
     device = next((w.device.type for w in program.weights.values()), "cpu")
     context = Context(tuple(calibration), device)
-    program = run_passes(program, [*DEFAULT_PASSES, *asked.passes], context, keep_text=keep_text)
+    program = run_passes(program, [*DEFAULT_PASSES, *plain], context, keep_text=keep_text)
     clock.stop("passes")
     schedule = lower(program, device=device)
     clock.stop("lower")
     executable = Executable(schedule, program.weights, program.signature)
     clock.stop("load")
-    generator = None
+    generator, records = None, ()
     if generate:
-        generator = compile_generator(program, context, executable, ending_of(model))
+        generator, records = compile_generator(program, context, executable, ending_of(model), cached, keep_text=keep_text)
         clock.stop("generator")
-    report = _report(program, schedule, clock.times_us)
+    report = _report(program, schedule, clock.times_us, records)
     watch = Watch(executable.shared_weights(program.weights))
     return Compiled(executable, print_program(program), report, asked.to_toml(), generator, watch)
 
 
-def _report(program: Program, schedule: Schedule, times_us: Mapping[str, int]) -> Report:
+def _by_stage(passes: Iterable[Pass], generate: bool) -> tuple[list[Pass], list[Pass]]:
+    """Return the passes for the model's own program and those for the program with caches, each in order."""
+    plain, cached = [], []
+    for step in passes:
+        (cached if step.stage is Stage.DECODE else plain).append(step)
+    if cached and not generate:
+        names = ", ".join(dict.fromkeys(step.name for step in cached))
+        raise OptionError(
+            f"{names}: the caches that it rewrites are there only in a model that is compiled to generate: compile it with "
+            f"generate=True (on the command line: --generate)"
+        )
+    return plain, cached
+
+
+def _report(program: Program, schedule: Schedule, times_us: Mapping[str, int], decoding: tuple[PassRecord, ...]) -> Report:
     steps: dict[str, int] = {}
     for step in schedule.steps:
         kind = type(step).__name__.removesuffix("Step").lower()
         steps[kind] = steps.get(kind, 0) + 1
-    return Report(tuple(program.notes), tuple(program.records), len(schedule.kernels), steps, times_us)
+    return Report(tuple(program.notes), tuple(program.records), len(schedule.kernels), steps, times_us, decoding)
 
 
 class _Clock:

@@ -22,9 +22,15 @@ AFTER = ("common-subexpressions", "constant-folding", "dead-code")
 
 
 def compile_generator(
-    program: Program, context: Context, shared: Executable, ending: Ending, passes: Iterable[Pass | str] = ()
-) -> Generator:
-    """Return what continues sequences.
+    program: Program,
+    context: Context,
+    shared: Executable,
+    ending: Ending,
+    passes: Iterable[Pass | str] = (),
+    *,
+    keep_text: bool = False,
+) -> tuple[Generator, tuple[PassRecord, ...]]:
+    """Return what continues sequences, and the records of what made its programs of the plain one.
 
     Args:
         program: the program of a causal decoder, after all passes.
@@ -32,14 +38,16 @@ def compile_generator(
         shared: the executable of the program; its weights are used where they can be.
         ending: what ends a sequence.
         passes: what to do to the derived program.
+        keep_text: print the derived program after every pass that changed something, into the record.
 
     Raises:
         PassError: the program cannot be run token by token.
         LoweringError: an operation can neither be generated nor called.
     """
-    derived = run_passes(program, ["cached-decode", *passes, *AFTER], context)
+    derived = run_passes(program, ["cached-decode", *passes, *AFTER], context, keep_text=keep_text)
+    records = tuple(derived.records[len(program.records) :])
     if not derived.states:
-        reasons = [refusal.reason for record in derived.records for refusal in record.plan.refusals if _is_ours(record)]
+        reasons = [refusal.reason for record in records for refusal in record.plan.refusals if _is_ours(record)]
         raise PassError(f"generate: the model cannot be run token by token: {'; '.join(reasons) or 'no reason was given'}")
     _tell_apart(derived, program)
     prompt = run_passes(derived, ["last-token", "dead-code"], context)
@@ -47,7 +55,7 @@ def compile_generator(
     programs = {
         name: (lower(made, device=context.target), made.signature) for name, made in ((PREFILL, prompt), (STEP, single))
     }
-    return load_generator(programs, {**prompt.weights, **single.weights}, ending, shared)
+    return load_generator(programs, {**prompt.weights, **single.weights}, ending, shared), records
 
 
 def _tell_apart(derived: Program, plain: Program) -> None:

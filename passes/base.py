@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from graphwright.ir.program import Program
 from graphwright.ir.records import Decision, Plan, Refusal
 
-__all__ = ["Context", "Decision", "Fidelity", "Pass", "Plan", "Refusal"]
+__all__ = ["Context", "Decision", "Fidelity", "Pass", "Plan", "Refusal", "Stage"]
 
 
 class Fidelity(enum.Enum):
@@ -24,6 +24,16 @@ class Fidelity(enum.Enum):
 
     LOSSY = "lossy"
     """An approximation."""
+
+
+class Stage(enum.Enum):
+    """Which program a pass rewrites."""
+
+    PROGRAM = "program"
+    """The program of a model's forward."""
+
+    DECODE = "decode"
+    """The program with caches that is derived of it to generate; such a pass refuses a program without states."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +59,13 @@ class Pass(ABC):
         name: how it is asked for.
         fidelity: what it does to the values.
         source: the paper or the mathematics it stands on; "" if it is plain.
+        stage: which program it rewrites.
     """
 
     name: ClassVar[str]
     fidelity: ClassVar[Fidelity]
     source: ClassVar[str] = ""
+    stage: ClassVar[Stage] = Stage.PROGRAM
 
     @abstractmethod
     def plan(self, program: Program, context: Context) -> Plan:

@@ -13,6 +13,7 @@ from graphwright.ir.signature import Signature
 
 from .ending import Ending
 from .executable import Executable
+from .kv_cache import CacheBytes, cache_bytes
 from .schedule import Schedule
 from .session import Session
 from .token_choice import Chooser, Sampling
@@ -61,6 +62,11 @@ class Generator:
         """Give back the memory of caches that is kept for the next call."""
         with self._lock:
             self._idle = None
+
+    @property
+    def cache_bytes(self) -> CacheBytes:
+        """What the caches of one sequence take."""
+        return cache_bytes(self.step.signature)
 
     def programs(self) -> dict[str, tuple[Schedule, Signature]]:
         """Return what `load_generator` makes an equal generator from."""

@@ -47,6 +47,7 @@ class ModelOptions:
         tokenizer: where the tokenizer is.
         recipe: a file of passes, which come before `passes`; None for none.
         calibration: files of sample calls, for passes that decide by these.
+        generate: compile it to generate too.
     """
 
     passes: tuple[str, ...]
@@ -59,6 +60,7 @@ class ModelOptions:
     tokenizer: str
     recipe: Path | None
     calibration: tuple[Path, ...]
+    generate: bool = False
 
 
 def model_options(function: Function) -> Function:
@@ -95,10 +97,17 @@ def model_options(function: Function) -> Function:
     return function
 
 
+generate_option = click.option(
+    "--generate", is_flag=True, help="Compile a causal decoder to generate too, with keys and values in caches."
+)
+"""Of commands that can make use of what it asks for; `gather` takes it with the others."""
+
+
 def gather(options: dict[str, Any]) -> ModelOptions:
     """Take the options of `model_options` out of a command's, and return them."""
-    names = [field.name for field in dataclasses.fields(ModelOptions) if field.name != "check"]
-    return ModelOptions(check=not options.pop("no_check"), **{name: options.pop(name) for name in names})
+    names = [field.name for field in dataclasses.fields(ModelOptions) if field.name not in ("check", "generate")]
+    given = {name: options.pop(name) for name in names}
+    return ModelOptions(check=not options.pop("no_check"), generate=options.pop("generate", False), **given)
 
 
 def parse_passes(texts: Sequence[str]) -> list[Pass]:
@@ -165,6 +174,7 @@ def build(name: str, options: ModelOptions) -> tuple[Compiled, Model]:
     passes, dynamic, recipe = parse_passes(options.passes), parse_dynamic(options.dynamic), parse_recipe(options.recipe)
     with progress(f"loading {name}"):
         import graphwright
+        from graphwright.generating import ending_of
         from graphwright.ir.printer import print_program
         from graphwright.ir.program import calls
         from graphwright.ir.records import PassRecord, Plan
@@ -190,7 +200,11 @@ def build(name: str, options: ModelOptions) -> tuple[Compiled, Model]:
     text = print_program(program)
     program.records.append(PassRecord(CAPTURE, CAPTURE, Plan(CAPTURE), 0, count, capture_us, text))
     with progress(f"compiling {type(model.module).__name__}"):
-        compiled = graphwright.compile(program, passes=passes, recipe=recipe, calibration=calibration, keep_text=True)
+        compiled = graphwright.compile(
+            program, passes=passes, recipe=recipe, calibration=calibration, keep_text=True, generate=options.generate
+        )
+    if compiled.generator is not None:
+        compiled.generator.ending = ending_of(model.module)
     times_us = {**compiled.report.times_us, CAPTURE: capture_us}
     compiled.report = dataclasses.replace(compiled.report, times_us=times_us)
     return compiled, model
@@ -206,7 +220,7 @@ def build_or_load(name: str, options: ModelOptions) -> tuple[Compiled, Model | N
     """
     if not name.endswith(".gw"):
         return build(name, options)
-    names = ("passes", "recipe", "calibration", "dynamic", "dtype")
+    names = ("passes", "recipe", "calibration", "dynamic", "dtype", "generate")
     given = next((f"--{key.removesuffix('es')}" for key in names if getattr(options, key)), None)
     if given is not None:
         raise click.UsageError(f"{given} has no effect on {name}, which is compiled already: give the model instead")

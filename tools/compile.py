@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .building import build, gather, model_options, signature_of
+from .building import build, gather, generate_option, model_options, signature_of
 from .output import Command, console, json_option, print_json, progress, size_text, table, time_text
 
 if TYPE_CHECKING:
     from graphwright.compiled import Compiled
+    from graphwright.ir.records import PassRecord
 
     from .models import Model
 
@@ -27,6 +28,7 @@ PAIRS = 11
     "-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file to write, NAME.gw."
 )
 @model_options
+@generate_option
 @click.option("--measure", "with_measure", is_flag=True, help="Compare values and time with the original.")
 @json_option
 def compile(model: str, output: Path, with_measure: bool, as_json: bool, **options: Any) -> None:
@@ -62,7 +64,8 @@ def summary(compiled: Compiled) -> dict[str, Any]:
     """Return what there is to say of a compiled model, as plain data.
 
     Keys: `inputs`, `dimensions` (name -> [low, high], null for no limit), `notes`, `passes`, `kernels` (their number), `steps`
-    (kind -> number), `times_us`, `weight_bytes`.
+    (kind -> number), `times_us`, `weight_bytes`, `decoding` (passes of the program with caches), `cache` (None without one;
+    `bytes_per_token` and `bytes_per_sequence`).
     """
     signature, report = signature_of(compiled), compiled.report
     return {
@@ -72,23 +75,33 @@ def summary(compiled: Compiled) -> dict[str, Any]:
         ],
         "dimensions": {name: [found.low, found.high] for name, found in signature.dimensions.items()},
         "notes": list(report.notes),
-        "passes": [
-            {
-                "name": record.pass_name,
-                "options": record.options,
-                "decisions": len(record.plan.decisions),
-                "refusals": len(record.plan.refusals),
-                "nodes_before": record.nodes_before,
-                "nodes_after": record.nodes_after,
-                "time_us": record.time_us,
-            }
-            for record in report.records
-        ],
+        "passes": [_pass_row(record) for record in report.records],
+        "decoding": [_pass_row(record) for record in report.decoding],
+        "cache": _cache(compiled),
         "kernels": report.kernels,
         "steps": dict(report.steps),
         "times_us": dict(report.times_us),
         "weight_bytes": compiled.memory.weight_bytes,
     }
+
+
+def _pass_row(record: PassRecord) -> dict[str, Any]:
+    return {
+        "name": record.pass_name,
+        "options": record.options,
+        "decisions": len(record.plan.decisions),
+        "refusals": len(record.plan.refusals),
+        "nodes_before": record.nodes_before,
+        "nodes_after": record.nodes_after,
+        "time_us": record.time_us,
+    }
+
+
+def _cache(compiled: Compiled) -> dict[str, Any] | None:
+    if compiled.generator is None:
+        return None
+    taken = compiled.generator.cache_bytes
+    return {"bytes_per_token": taken.per_token, "bytes_per_sequence": taken.per_sequence}
 
 
 def summary_tables(data: dict[str, Any]) -> list[Any]:
@@ -97,10 +110,6 @@ def summary_tables(data: dict[str, Any]) -> list[Any]:
 
     inputs = [[i["name"], i["dtype"], f"[{', '.join(map(str, i['shape']))}]"] for i in data["inputs"]]
     ranges = [f"{name} {low} to {'any' if high is None else high}" for name, (low, high) in data["dimensions"].items()]
-    passes = [
-        [p["options"], p["decisions"], p["refusals"], f"{p['nodes_before']} -> {p['nodes_after']}", time_text(p["time_us"])]
-        for p in data["passes"]
-    ]
     steps = ", ".join(f"{count} {kind}" for kind, count in sorted(data["steps"].items()))
     times = ", ".join(f"{name} {time_text(us)}" for name, us in data["times_us"].items())
     lines = [
@@ -110,12 +119,24 @@ def summary_tables(data: dict[str, Any]) -> list[Any]:
         f"weights: {size_text(data['weight_bytes'])}",
         f"time: {times}",
     ]
-    numbers = ("decisions", "refusals", "nodes", "time")
+    if data["cache"] is not None:
+        per_token, constant = data["cache"]["bytes_per_token"], data["cache"]["bytes_per_sequence"]
+        lines.append(f"cache of a sequence: {per_token:g} bytes per token, and {size_text(constant)} whatever its length")
     return [
         table("inputs", ["name", "dtype", "shape"], inputs),
-        table("passes", ["pass", *numbers], passes, right=numbers),
+        _pass_table("passes", data["passes"]),
+        *([_pass_table("passes of the program with caches", data["decoding"])] if data["decoding"] else []),
         Text("\n".join(lines)),
     ]
+
+
+def _pass_table(title: str, rows: list[dict[str, Any]]) -> Any:
+    numbers = ("decisions", "refusals", "nodes", "time")
+    cells = [
+        [p["options"], p["decisions"], p["refusals"], f"{p['nodes_before']} -> {p['nodes_after']}", time_text(p["time_us"])]
+        for p in rows
+    ]
+    return table(title, ["pass", *numbers], cells, right=numbers)
 
 
 def measure(compiled: Compiled, model: Model) -> dict[str, Any]:

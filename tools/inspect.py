@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .building import build_or_load, gather, model_options
+from .building import build_or_load, gather, generate_option, model_options
 from .compile import summary, summary_tables
 from .output import Command, console, json_option, print_json, table
 
@@ -47,6 +47,7 @@ FINAL = "final"
     "--changed", is_flag=True, help="Leave out passes that changed nothing; with --ir, show what the pass changed as a diff."
 )
 @model_options
+@generate_option
 @json_option
 def inspect(
     model: str,
@@ -75,8 +76,8 @@ def inspect(
     if len(data) == 1:
         data["summary"] = summary(compiled)
         if changed:
-            kept = [p for p in data["summary"]["passes"] if p["decisions"] or p["refusals"]]
-            data["summary"]["passes"] = kept
+            for key in ("passes", "decoding"):
+                data["summary"][key] = [p for p in data["summary"][key] if p["decisions"] or p["refusals"]]
     if as_json:
         print_json(data)
     else:
@@ -94,7 +95,7 @@ def find_record(compiled: Compiled, name: str, option: str) -> int:
     from graphwright.ir.errors import unknown
 
     base, _, number = name.partition("#")
-    records = compiled.report.records
+    records = compiled.report.all_records
     places = [k for k, record in enumerate(records) if base in (record.pass_name, record.options)]
     if not places:
         known = {record.pass_name for record in records} | ({FINAL} if option == "--ir" else set())
@@ -108,8 +109,8 @@ def find_record(compiled: Compiled, name: str, option: str) -> int:
 
 def _ir(compiled: Compiled, stage: str, changed: bool) -> dict[str, Any]:
     """Return the text of a stage: `stage`, `text`, and `diff` to the stage before if only changes are wanted."""
-    records = compiled.report.records
-    place = len(records) - 1 if stage == FINAL else find_record(compiled, stage, "--ir")
+    records = compiled.report.all_records
+    place = len(compiled.report.records) - 1 if stage == FINAL else find_record(compiled, stage, "--ir")
     text: str | None
     if stage == FINAL:
         text, before = compiled.graph, _text_before(records, 1)
@@ -157,7 +158,7 @@ def _kernels(compiled: Compiled, name: str) -> list[dict[str, Any]]:
 
 
 def _plan(compiled: Compiled, name: str) -> dict[str, Any]:
-    record = compiled.report.records[find_record(compiled, name, "--plan")]
+    record = compiled.report.all_records[find_record(compiled, name, "--plan")]
     plan = dataclasses.asdict(record.plan)
     return {"pass": record.options, "decisions": list(plan["decisions"]), "refusals": list(plan["refusals"])}
 

@@ -10,10 +10,10 @@ import torch
 from torch import fx
 
 from graphwright.ir import dialect
-from graphwright.ir.analyses.axes_registry import POINTWISE, op_name
+from graphwright.ir.analyses.axes_registry import POINTWISE, arguments, op_name
 from graphwright.ir.containers import Leaf
 from graphwright.ir.errors import PlanError
-from graphwright.ir.program import Program
+from graphwright.ir.program import Program, calls
 from graphwright.ir.signature import Parameter, TensorSpec
 from graphwright.passes.base import Context, Decision, Fidelity, Pass, Plan, Refusal
 from graphwright.passes.local import Places
@@ -21,6 +21,8 @@ from graphwright.passes.local import Places
 aten = torch.ops.aten
 
 LAST = "last"
+COUNT = "count"
+"""The argument by which an operation is told how many of a sequence's new tokens there are, int64 [batch]; None for all."""
 
 _ROWS = (aten.linear.default, dialect.rms_norm, aten.layer_norm.default)
 """Operations that make each row of their result from the same row of their first argument."""
@@ -31,7 +33,8 @@ class LastToken(Pass):
     """Compute the result of a program with caches for one token of each sequence, which calls name: the last of a prompt.
 
     What is next to the result and computed for each token alone, such as the product with the vocabulary, is left out for the
-    other tokens.
+    other tokens. An operation that takes a `count`, how many tokens of each sequence there are, is told that the named one is
+    the last.
 
     Before: `%h = rms_norm(%x, ...); %s = linear(%h, weights["lm_head"])`, which is [batch, tokens, words]
 
@@ -119,6 +122,13 @@ def _keep(program: Program, source: fx.Node, rows: list[fx.Node]) -> None:
         wide = program.call(aten.expand.default, index, [-1, -1, size], like=source)
     with program.graph.inserting_after(wide):
         kept = program.call(aten.gather.default, source, 1, wide, like=source)
+    counted = [node for node in calls(program.graph) if COUNT in arguments(node) and arguments(node)[COUNT] is None]
+    if counted:
+        with program.graph.inserting_after(last):
+            count = program.call(aten.add.Tensor, last, 1, like=source)
+        for node in counted:
+            node.kwargs = {**node.kwargs, COUNT: count}
+            program.infer(node)
     source.replace_all_uses_with(kept, delete_user_cb=lambda user: user is (rows[0] if rows else program.output))
     for node in rows:
         program.infer(node)

@@ -9,15 +9,16 @@ from graphwright.ir.containers import Leaf
 from graphwright.ir.errors import ArtifactError, InputError
 from graphwright.ir.signature import Parameter, Range, Signature, TensorSpec
 from graphwright.runtime.ending import Ending
-from graphwright.runtime.kv_cache import STEP, KVCache
+from graphwright.runtime.kv_cache import STEP, KVCache, cache_bytes
 
 
-def signature(limit: int | None = None) -> Signature:
-    """The signature of a program with one cache."""
+def signature(limit: int | None = None, more: tuple[TensorSpec, ...] = ()) -> Signature:
+    """The signature of a program with one cache, and with what else it keeps."""
     specs = (
         TensorSpec("input_ids", torch.int64, "cpu", ("batch", 1)),
         TensorSpec("past", torch.int64, "cpu", ("batch",)),
         TensorSpec("k_cache_0", torch.bfloat16, "cpu", ("batch", 2, "capacity", 4)),
+        *more,
     )
     ranges = {"batch": Range(0, None), "capacity": Range(1, limit)}
     parameters = tuple(Parameter(spec.name, "positional_or_keyword") for spec in specs)
@@ -42,6 +43,40 @@ def test_growing_keeps_what_is_there() -> None:
     assert cache.tensors["k_cache_0"] is before
     cache.grow(STEP + 1)
     assert torch.equal(cache.tensors["k_cache_0"][:, :, :STEP], before)
+
+
+GROUPED = (
+    TensorSpec("codes", torch.uint8, "cpu", ("batch", "capacity//2", 3)),
+    TensorSpec("scales", torch.float16, "cpu", ("batch", 2, "(capacity//32)")),
+    TensorSpec("ring", torch.float32, "cpu", ("batch", 160)),
+)
+"""States whose sizes are formulas of the capacity, or do not depend on it."""
+
+
+def test_states_may_have_any_shape() -> None:
+    """Sizes are formulas; a new state is all zeros; what is kept when it grows stays at its indices."""
+    cache = KVCache(signature(more=GROUPED), 2, STEP)
+    shapes = {"k_cache_0": (2, 2, STEP, 4), "codes": (2, STEP // 2, 3), "scales": (2, 2, STEP // 32), "ring": (2, 160)}
+    assert {name: tuple(tensor.shape) for name, tensor in cache.tensors.items()} == shapes
+    assert not any(tensor.any() for tensor in cache.tensors.values())
+    before = {name: tensor.copy_(torch.randint(1, 99, tensor.shape)).clone() for name, tensor in cache.tensors.items()}
+    cache.grow(3 * STEP)
+    for name, tensor in before.items():
+        old = tuple(slice(n) for n in tensor.shape)
+        assert torch.equal(cache.tensors[name][old], tensor)
+        assert cache.tensors[name].sum(dtype=torch.float64) == tensor.sum(dtype=torch.float64)
+    assert tuple(cache.tensors["scales"].shape) == (2, 2, 3 * STEP // 32)
+
+
+def test_bytes_are_those_of_the_tensors() -> None:
+    """The formula of bytes gives what is allocated, at any capacity and batch."""
+    made = signature(more=GROUPED)
+    taken = cache_bytes(made)
+    assert taken.per_sequence == 160 * 4
+    for batch, room in ((1, 1), (3, 5 * STEP)):
+        cache = KVCache(made, batch, room)
+        assert cache.nbytes == sum(tensor.nbytes for tensor in cache.tensors.values())
+        assert cache.nbytes == batch * (cache.capacity * taken.per_token + taken.per_sequence)
 
 
 def test_the_model_limits_the_room() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import graphwright
+from graphwright.generating import ending_of
 from graphwright.tools import cli
 
 
@@ -44,7 +45,7 @@ def test_json(factories: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     data = compiled_json(["compile", f"{factories}:mlp", "-o", str(path), "--measure"], capsys)
     assert set(data) == {
         "model", "output", "inputs", "dimensions", "notes", "passes", "kernels", "steps", "times_us", "weight_bytes",
-        "file_bytes", "measured",
+        "file_bytes", "measured", "decoding", "cache",
     }  # fmt: skip
     assert data["inputs"] == [{"name": "input", "dtype": "float32", "shape": ["batch", 8]}]
     assert data["dimensions"] == {"batch": [0, None]}
@@ -57,6 +58,28 @@ def test_json(factories: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert output["name"] == "output"
     assert output["relative_error"] < 1e-5
     assert data["measured"]["ratio"] > 0
+    assert (data["decoding"], data["cache"]) == ([], None)
+
+
+def test_a_decoder_is_compiled_to_generate(built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--generate adds the programs with caches: their passes and the caches' bytes are told, and stay in the file."""
+    model, path = built("llama"), tmp_path / "llama.gw"
+    model.save_pretrained(tmp_path / "llama")
+    argv = ["compile", str(tmp_path / "llama"), "-o", str(path), "--tokens", "9", "--generate", "--no-check"]
+    data = compiled_json(argv, capsys)
+    assert data["decoding"][0]["name"] == "cached-decode"
+    config = model.config
+    heads, layers = config.num_key_value_heads, config.num_hidden_layers
+    expected = 4 * 2 * layers * heads * config.hidden_size // config.num_attention_heads
+    assert data["cache"] == {"bytes_per_token": expected, "bytes_per_sequence": 0}
+    loaded = graphwright.load(path)
+    assert loaded.report.decoding[0].text
+    assert loaded.generator is not None
+    assert loaded.generator.ending.padding == ending_of(model).padding
+    assert cli.main(["inspect", str(path), "--plan", "cached-decode"]) == 0
+    assert "read keys and values from a cache" in capsys.readouterr().out
+    assert cli.main(["inspect", str(path), "--ir", "cached-decode", "--changed"]) == 0
+    assert "graphwright.kv_append" in capsys.readouterr().out
 
 
 def test_options_reach_the_compiler(factories: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
