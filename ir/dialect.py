@@ -9,6 +9,7 @@ from .ops.attention import attention
 from .ops.definition import NAMESPACE, Operation, operations
 from .ops.glu import ACTIVATIONS, glu
 from .ops.kv import kv_append, kv_attention
+from .ops.merge import merge, merge_match, merge_metric, merge_plan, merge_rank, unmerge
 from .ops.ragged_attention import ragged_attention
 from .ops.rms_norm import rms_norm
 from .ops.rotary import rotary
@@ -22,9 +23,15 @@ __all__ = [
     "glu",
     "kv_append",
     "kv_attention",
+    "merge",
+    "merge_match",
+    "merge_metric",
+    "merge_plan",
+    "merge_rank",
     "operations",
     "ragged_attention",
     "rms_norm",
     "rotary",
     "take_rows",
+    "unmerge",
 ]
