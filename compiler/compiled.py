@@ -71,8 +71,8 @@ def _record(data: dict[str, Any]) -> PassRecord:
     plan = data.pop("plan")
     decisions = tuple(Decision(**entry) for entry in plan["decisions"])
     refusals = tuple(Refusal(**entry) for entry in plan["refusals"])
-    costs = {key: _cost(data.pop(key, None)) for key in ("cost_before", "cost_after")}
-    return PassRecord(plan=Plan(plan["pass_name"], decisions, refusals), **data, **costs)
+    data["cost_before"], data["cost_after"] = (_cost(data.get(key)) for key in ("cost_before", "cost_after"))
+    return PassRecord(plan=Plan(plan["pass_name"], decisions, refusals), **data)
 
 
 def _cost(data: dict[str, Any] | None) -> ProgramCost | None:

@@ -6,11 +6,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
+from torch import fx
+
+from graphwright.ir.analyses.cost_lines import Memo, program_cost
 from graphwright.ir.errors import VerifyError
 from graphwright.ir.inference import mark_checked
 from graphwright.ir.printer import print_program
 from graphwright.ir.program import Program, calls
-from graphwright.ir.records import PassRecord
+from graphwright.ir.records import PassRecord, ProgramCost
 from graphwright.ir.verifier import verify
 from graphwright.passes.base import Context, Pass
 from graphwright.passes.registry import as_passes, format_pass
@@ -62,12 +65,27 @@ def run_passes(
     for node in calls(program.graph):
         # What a program says of itself when it comes here is trusted: only what passes do is checked.
         mark_checked(node)
+    costs = _Costs()
     for step in as_passes(passes):
-        program = _run(program, step, context, keep_text)
+        program = _run(program, step, context, keep_text, costs)
     return program.copy() if program.graph is start.graph else program
 
 
-def _run(program: Program, step: Pass, context: Context, keep_text: bool) -> Program:
+class _Costs:
+    """What programs cost, each worked out once; operations that stay from one program to the next too."""
+
+    def __init__(self) -> None:
+        self._memo: Memo = {}
+        self._last: tuple[fx.Graph, ProgramCost] | None = None
+
+    def of(self, program: Program) -> ProgramCost:
+        """Return what a program costs."""
+        if self._last is None or self._last[0] is not program.graph:
+            self._last = (program.graph, program_cost(program, self._memo))
+        return self._last[1]
+
+
+def _run(program: Program, step: Pass, context: Context, keep_text: bool, costs: _Costs) -> Program:
     started = time.perf_counter_ns()
     before = sum(1 for _ in calls(program.graph))
     plan = step.plan(program, context)
@@ -80,13 +98,17 @@ def _run(program: Program, step: Pass, context: Context, keep_text: bool) -> Pro
             error.add_note(f"after the pass {format_pass(step)}")
             raise
         text = print_program(result) if keep_text else ""
+    time_us = (time.perf_counter_ns() - started) // 1000
+    changed = result is not program
     record = PassRecord(
         pass_name=step.name,
         options=format_pass(step),
         plan=plan,
         nodes_before=before,
         nodes_after=sum(1 for _ in calls(result.graph)),
-        time_us=(time.perf_counter_ns() - started) // 1000,
+        time_us=time_us,
         text=text,
+        cost_before=costs.of(program) if changed else None,
+        cost_after=costs.of(result) if changed else None,
     )
     return replace(result, records=[*result.records, record])

@@ -53,6 +53,46 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class CostLine:
+    """What equal operations of a program cost; sizes are texts of the program's dimensions (`ir/size_texts.py`).
+
+    Operations that are computed in one kernel - a chain of additions, norms and casts - are one line, called by its last one.
+
+    Args:
+        kind: "product" (of matrices, convolutions), "attention" or "rest".
+        operation: the operation, as it is printed.
+        count: how many there are.
+        flops: floating point operations of one.
+        weight_bytes: bytes of weights that it reads.
+        state_bytes: bytes that it reads of, or writes to, what is kept from call to call.
+        value_bytes: bytes of other values that it reads and writes.
+    """
+
+    kind: str
+    operation: str
+    count: int
+    flops: str
+    weight_bytes: str
+    state_bytes: str
+    value_bytes: str
+
+
+@dataclass(frozen=True)
+class ProgramCost:
+    """What a program costs.
+
+    Args:
+        lines: its operations, equal ones together.
+        weight_bytes: bytes of its weights.
+        state_bytes: bytes of what is kept from call to call, such as caches, as a text of the dimensions.
+    """
+
+    lines: tuple[CostLine, ...]
+    weight_bytes: int
+    state_bytes: str
+
+
+@dataclass(frozen=True)
 class PassRecord:
     """One pass that ran.
 
@@ -64,6 +104,8 @@ class PassRecord:
         nodes_after: number of calls after.
         time_us: how long planning, applying and verifying took.
         text: the program after it, printed; "" if nothing changed.
+        cost_before: what the program cost before; None if nothing changed, and for a capture.
+        cost_after: what it costs after; None if nothing changed.
     """
 
     pass_name: str
@@ -73,3 +115,5 @@ class PassRecord:
     nodes_after: int
     time_us: int
     text: str = ""
+    cost_before: ProgramCost | None = None
+    cost_after: ProgramCost | None = None

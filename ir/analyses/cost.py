@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,12 @@ import sympy
 import torch
 from torch import fx
 
-from graphwright.ir.dialect import operations
+from graphwright.ir.dialect import attention, operations
+from graphwright.ir.ops.attention import operand_name, operand_type
 from graphwright.ir.program import Program, Size, calls
 from graphwright.ir.target import Target
+
+from .visible import visible_pairs
 
 aten = torch.ops.aten
 
@@ -57,16 +61,21 @@ def cost_of_program(program: Program) -> Cost:
 
 def cost_of_node(program: Program, node: fx.Node) -> Cost:
     """Return what one call costs. What only looks at memory in another way costs nothing."""
-    if node.target in _VIEWS or not isinstance(node.meta.get("val"), torch.Tensor | list | tuple):
+    if node.target in VIEWS or not isinstance(node.meta.get("val"), torch.Tensor | list | tuple):
         return Cost()
-    formula = _FORMULAS.get(node.target)
-    if formula is None and node.target in _DIALECT:
-        formula = _DIALECT[node.target].flops
-    flops = formula(program, node) if formula is not None else _pointwise(program, node)
+    flops = flops_of_node(program, node)
     moved: Size = bytes_of_value(program, node.meta["val"])
     for source in node.all_input_nodes:
         moved = moved + _read_bytes(program, node, source)
     return Cost(sympy.expand(flops) if isinstance(flops, sympy.Expr) else flops, moved)
+
+
+def flops_of_node(program: Program, node: fx.Node) -> Size:
+    """Return the floating point operations of one call that gives tensors."""
+    formula = _FORMULAS.get(node.target)
+    if formula is None and node.target in _DIALECT:
+        formula = _DIALECT[node.target].flops
+    return formula(program, node) if formula is not None else _pointwise(program, node)
 
 
 def bytes_of_value(program: Program, value: Any) -> Size:
@@ -125,7 +134,18 @@ def _convolution(program: Program, node: fx.Node) -> Size:
 def _sdpa(program: Program, node: fx.Node) -> Size:
     batch, heads, queries, features = program.shape(node.args[0])[-4:]  # type: ignore[arg-type]
     keys, values = program.shape(node.args[2])[-2:]  # type: ignore[arg-type]
-    return batch * heads * queries * keys * (2 * features + 2 * values + FUNCTION_FLOPS)
+    is_causal = node.kwargs.get("is_causal", node.args[5] if len(node.args) > 5 else False)
+    pairs = visible_pairs("q - k >= 0" if is_causal else "", {}, queries, keys)
+    return batch * heads * pairs * (2 * features + 2 * values + FUNCTION_FLOPS)
+
+
+def _attention(program: Program, node: fx.Node) -> Size:
+    batch, heads, queries, features = program.shape(node.args[0])  # type: ignore[arg-type]
+    keys, values = program.shape(node.args[2])[-2:]  # type: ignore[arg-type]
+    operands: Any = node.args[3]
+    types = {operand_name(at): operand_type(operand.meta["val"].dtype) for at, operand in enumerate(operands)}
+    pairs = visible_pairs(str(node.kwargs.get("predicate", "")), types, queries, keys)
+    return batch * heads * pairs * (2 * features + 2 * values + FUNCTION_FLOPS)
 
 
 def _reduction(program: Program, node: fx.Node) -> Size:
@@ -146,7 +166,7 @@ def _pointwise(program: Program, node: fx.Node) -> Size:
 
 _DIALECT = {operation.target: operation for operation in operations().values()}
 
-_VIEWS = frozenset(
+VIEWS = frozenset(
     {
         aten.reshape.default,
         aten.view.default,
@@ -158,10 +178,12 @@ _VIEWS = frozenset(
         aten.expand.default,
         aten.slice.Tensor,
         aten.select.int,
+        operator.getitem,
     }
 )
+"""What only looks at memory in another way."""
 
-_FORMULAS: dict[Any, Formula] = {
+PRODUCTS: dict[Any, Formula] = {
     aten.linear.default: _linear,
     aten.matmul.default: _matmul,
     aten.bmm.default: _matmul,
@@ -171,7 +193,13 @@ _FORMULAS: dict[Any, Formula] = {
     aten.conv1d.default: _convolution,
     aten.conv2d.default: _convolution,
     aten.conv2d.padding: _convolution,
+}
+"""Products of matrices, and convolutions."""
+
+_FORMULAS: dict[Any, Formula] = {
+    **PRODUCTS,
     aten.scaled_dot_product_attention.default: _sdpa,
+    attention: _attention,
     aten.softmax.int: _per_element(FUNCTION_FLOPS + 3),
     aten.layer_norm.default: _per_element(8),
     aten.rms_norm.default: _per_element(4),
