@@ -30,6 +30,11 @@ class AttentionSpec:
         causal: a query sees no key after its position.
         window: a query sees only keys after position - window; at least 1, None for all.
         right_window: a query sees only keys before position + right_window; at least 1, None for all.
+        sinks: a query sees its first keys whatever the window says; needs a window.
+        free: a query before this position sees keys whatever the right window says; needs one, and no causality.
+        chunk: tokens of a chunk, counted from position 0, for the two below.
+        chunks_behind: a query sees no key before so many chunks before its own; None for no limit.
+        chunks_ahead: a query sees no key after so many chunks after its own; None for no limit.
         predicate: a further condition for a key to be seen: Triton text of an i1 over i_b, i_h (scalars), o_q ([BLOCK_M, 1])
             and o_k ([1, BLOCK_N]). It is also evaluated for queries and keys past their last, so its loads must mask these.
         bias: Triton text of a float32 over the same names, added to the scaled score. -inf hides the key.
@@ -57,6 +62,11 @@ class AttentionSpec:
     causal: bool = False
     window: int | None = None
     right_window: int | None = None
+    sinks: int = 0
+    free: int = 0
+    chunk: int | None = None
+    chunks_behind: int | None = None
+    chunks_ahead: int | None = None
     predicate: str | None = None
     bias: str | None = None
     operands: tuple[str, ...] = ()
@@ -73,9 +83,12 @@ class AttentionSpec:
                 raise LoweringError(f"attention: {what} must be 1 to {LARGEST_DIM}, got {size}")
         if self.dtype not in DTYPES:
             raise LoweringError(f"attention: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        for what, count in (("group", self.group), ("window", self.window), ("right_window", self.right_window)):
+        for what in ("group", "window", "right_window", "chunk"):
+            count = getattr(self, what)
             if count is not None and count < 1:
                 raise LoweringError(f"attention: {what} must be at least 1, got {count}")
+        if (self.sinks and self.window is None) or (self.free and (self.right_window is None or self.causal)):
+            raise LoweringError("attention: sinks need a window that they are exempt from, and free queries a right window")
         if self.softcap is not None and not 0 < self.softcap < math.inf:
             raise LoweringError(f"attention: softcap must be positive and finite, got {self.softcap}")
 
@@ -84,6 +97,11 @@ class AttentionSpec:
         """Keys before position + reach are seen; None for all."""
         limits = [limit for limit in (1 if self.causal else None, self.right_window) if limit is not None]
         return min(limits, default=None)
+
+    @property
+    def starts(self) -> bool:
+        """Whether a query sees no keys far before its own but sinks."""
+        return self.window is not None or self.chunks_behind is not None
 
     @cached_property
     def query_parts(self) -> tuple[Part, ...]:

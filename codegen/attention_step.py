@@ -14,6 +14,7 @@ from graphwright.ir import dialect
 from graphwright.ir.analyses import index as ix
 from graphwright.ir.analyses.index_text import parse
 from graphwright.ir.analyses.masks import MaskForm, recognise
+from graphwright.ir.analyses.spans import Spans, spans_of
 from graphwright.ir.program import Program
 from graphwright.runtime.schedule import KernelStep, View
 
@@ -69,17 +70,15 @@ def _steps(program: Program, node: fx.Node, place: Place, sources: KernelSources
     (batch, heads, queries, head_dim), (_, key_heads, keys, value_dim) = program.shape(q), program.shape(v)
     form = mask_form(node, given["predicate"], given["bias"])
     operands = mask_operands(program, given["operands"], place)
-    causal = form.causal and form.offset is ix.ZERO
-    predicate = form.residual if causal or not form.causal else form.predicate
+    spans = spans_of(form)
     spec = AttentionSpec(
         head_dim=int(head_dim),
         value_dim=int(value_dim),
         dtype=str(q.meta["val"].dtype).removeprefix("torch."),
         group=int(heads) // int(key_heads),
-        causal=causal,
-        window=form.window if causal or not form.causal else None,
-        right_window=None if form.causal else form.right_window,
-        predicate=None if predicate is ix.TRUE else triton_code(predicate, _VARIABLES, operands.loads, in_range=_IN_RANGE),
+        causal=spans.causal,
+        **span_options(spans),
+        predicate=None if spans.rest is ix.TRUE else triton_code(spans.rest, _VARIABLES, operands.loads, in_range=_IN_RANGE),
         bias=None if form.bias is None else triton_code(form.bias, _VARIABLES, operands.loads, in_range=_IN_RANGE),
         operands=tuple(operands.values),
         softcap=given["softcap"] or None,
@@ -113,6 +112,12 @@ def _steps(program: Program, node: fx.Node, place: Place, sources: KernelSources
         provenance_of([node]),
     )
     return (step,)
+
+
+def span_options(spans: Spans) -> dict[str, Any]:
+    """Return what a kernel's specification says of the keys to walk, causality aside."""
+    names = ("window", "right_window", "sinks", "free", "chunk", "chunks_behind", "chunks_ahead")
+    return {name: getattr(spans, name) for name in names}
 
 
 def mask_form(node: fx.Node, predicate: str, bias: str) -> MaskForm:

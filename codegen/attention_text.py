@@ -38,9 +38,10 @@ def kernel_body(spec: AttentionSpec) -> Iterator[str]:
     yield from _start(spec)
     yield ""
     yield from _ranges(spec)
-    middle = 0 if spec.window is None else 1
+    middle = (1 if spec.starts else 0) + (1 if spec.sinks else 0)
     yield f"for part in tl.static_range({middle + 2}):"
-    yield "    for first_k in range(bounds[part], bounds[part + 1], BLOCK_N):"
+    limits = "starts[part], stops[part]" if spec.sinks else "bounds[part], bounds[part + 1]"
+    yield f"    for first_k in range({limits}, BLOCK_N):"
     yield from (f"        {line}" for line in _block(spec, f"part == {middle}"))
     yield ""
     yield from _end(spec)
@@ -50,8 +51,9 @@ def _summary(spec: AttentionSpec) -> str:
     limits = [f"position - {spec.window}"] * (spec.window is not None) + ["key"]
     limits += [f"position + {spec.reach}"] * (spec.reach is not None)
     seen = f", where {' < '.join(limits)}" if len(limits) > 1 else ""
+    named = [f"{spec.sinks} sinks"] * bool(spec.sinks) + [f"chunks of {spec.chunk}"] * (spec.chunk is not None)
     extras = [("predicate", spec.predicate), ("bias", spec.bias), ("softcap", spec.softcap), ("sink", spec.sink)]
-    named = [name for name, value in extras if value]
+    named += [name for name, value in extras if value]
     extra = f"; with {', '.join(named)}" if named else ""
     return f"Attention of BLOCK_M queries of one head{seen}{extra}."
 
@@ -130,26 +132,55 @@ def _start(spec: AttentionSpec) -> Iterator[str]:
 
 def _ranges(spec: AttentionSpec) -> Iterator[str]:
     """The keys that some query of the block sees, and among them the blocks that all its queries see whole."""
-    position, rows = _position(spec, "first_q"), "1" if spec.one else "BLOCK_M"
     stop = all_stop = _key_length(spec)
-    if spec.reach is not None:
-        last = "tl.minimum(BLOCK_M, query_length - first_q)"
-        stop = f"tl.minimum({stop}, {position} + {last}{f' + {spec.reach - 1}' if spec.reach > 1 else ''})"
-        all_stop = f"tl.minimum({all_stop}, {position} + {spec.reach})"
-    elif spec.ragged:
+    for some, whole in _ends(spec):
+        stop, all_stop = f"tl.minimum({stop}, {some})", f"tl.minimum({all_stop}, {whole})"
+    if spec.ragged and stop == all_stop:
         stop = f"tl.where(first_q < query_length, {stop}, 0)"
     yield f"stop = {stop}"
-    if spec.window is None:
+    if not spec.starts:
         yield f"whole_stop = tl.maximum({all_stop}, 0) // BLOCK_N * BLOCK_N"
         yield "# Every query of the block sees the keys up to whole_stop, and none sees one from stop on."
         yield "bounds = (0, whole_stop, stop)"
         return
-    yield f"start = tl.maximum({position} - {spec.window - 1}, 0)"
-    yield f"all_start = tl.maximum({position} + {rows} - {spec.window}, start)"
+    start, all_start = "0", "start"
+    for some, whole in _beginnings(spec):
+        start, all_start = f"tl.maximum({some}, {start})", f"tl.maximum({whole}, {all_start})"
+    yield f"start = {start}"
+    yield f"all_start = {all_start}"
     yield "whole_start = tl.minimum(start + tl.cdiv(all_start - start, BLOCK_N) * BLOCK_N, stop)"
     yield f"whole_stop = whole_start + tl.maximum({all_stop} - whole_start, 0) // BLOCK_N * BLOCK_N"
     yield "# Every query of the block sees the keys from whole_start to whole_stop, and none sees one outside start and stop."
-    yield "bounds = (start, whole_start, whole_stop, stop)"
+    if spec.sinks:
+        yield f"# But for the first {spec.sinks}, which are seen by all."
+        yield f"sink_stop = tl.minimum(tl.minimum({spec.sinks}, start), {_key_length(spec)})"
+        yield "starts = (0, start, whole_start, whole_stop)"
+        yield "stops = (sink_stop, whole_start, whole_stop, stop)"
+    else:
+        yield "bounds = (start, whole_start, whole_stop, stop)"
+
+
+def _ends(spec: AttentionSpec) -> Iterator[tuple[str, str]]:
+    """Limits before which some query of the block sees keys, each with the one before which all do."""
+    position, last = _position(spec, "first_q"), "tl.minimum(BLOCK_M, query_length - first_q)"
+    if spec.reach is not None:
+        some = f"{position} + {last}{f' + {spec.reach - 1}' if spec.reach > 1 else ''}"
+        if spec.free:
+            some = f"tl.where({position} < {spec.free}, {_key_length(spec)}, {some})"
+        yield some, f"{position} + {spec.reach}"
+    if spec.chunk is not None and spec.chunks_ahead is not None:
+        ahead = f"{spec.chunk} * {spec.chunk} + {(spec.chunks_ahead + 1) * spec.chunk}"
+        yield f"({position} + {'1' if spec.one else last} - 1) // {ahead}", f"({position}) // {ahead}"
+
+
+def _beginnings(spec: AttentionSpec) -> Iterator[tuple[str, str]]:
+    """Keys from which on some query of the block sees keys, each with the one from which on all do."""
+    position, rows = _position(spec, "first_q"), "1" if spec.one else "BLOCK_M"
+    if spec.window is not None:
+        yield f"{position} - {spec.window - 1}", f"{position} + {rows} - {spec.window}"
+    if spec.chunk is not None and spec.chunks_behind is not None:
+        behind = f"{spec.chunk} * {spec.chunk} - {spec.chunks_behind * spec.chunk}"
+        yield f"({position}) // {behind}", f"({position} + {rows} - 1) // {behind}"
 
 
 def _block(spec: AttentionSpec, whole: str) -> Iterator[str]:
@@ -194,11 +225,18 @@ def _loads(spec: AttentionSpec, rows: str | None) -> Iterator[str]:
 
 def _limits(spec: AttentionSpec) -> str:
     position = _position(spec, "o_q")
-    limits = [f"o_k < {_key_length(spec)}"]
+    # Parts of a walk with sinks do not end where a block of keys does.
+    limits = ["o_k < stops[part]" if spec.sinks else f"o_k < {_key_length(spec)}"]
     if spec.reach is not None:
-        limits.append(f"o_k < {position} + {spec.reach}" if spec.reach > 1 else f"o_k <= {position}")
+        reach = f"o_k < {position} + {spec.reach}" if spec.reach > 1 else f"o_k <= {position}"
+        limits.append(f"({reach}) | ({position} < {spec.free})" if spec.free else reach)
     if spec.window is not None:
-        limits.append(f"o_k > {position} - {spec.window}")
+        window = f"o_k > {position} - {spec.window}"
+        limits.append(f"({window}) | (o_k < {spec.sinks})" if spec.sinks else window)
+    if spec.chunk is not None:
+        own, other = f"({position}) // {spec.chunk}", f"o_k // {spec.chunk}"
+        limits += [f"{other} >= {own} - {spec.chunks_behind}"] * (spec.chunks_behind is not None)
+        limits += [f"{other} <= {own} + {spec.chunks_ahead}"] * (spec.chunks_ahead is not None)
     return both(limits)
 
 

@@ -10,13 +10,14 @@ from torch import fx
 
 from graphwright.ir import dialect
 from graphwright.ir.analyses import index as ix
+from graphwright.ir.analyses.spans import Spans, spans_of
 from graphwright.ir.errors import LoweringError
 from graphwright.ir.program import Program
 from graphwright.runtime.schedule import KernelStep, View
 
 from .attention import AttentionSpec, attention_parameters, attention_tiles
 from .attention_parts import LARGEST_DIM
-from .attention_step import body_of, mask_form, mask_operands, result_strides
+from .attention_step import body_of, mask_form, mask_operands, result_strides, span_options
 from .external import view_of
 from .index_code import triton_code
 from .indexing import size_text, text
@@ -117,8 +118,9 @@ def _attention(program: Program, node: fx.Node, place: Place, sources: KernelSou
     one, group = _is_one(program, node), int(heads) // int(key_heads)
     form = mask_form(node, given["predicate"], given["bias"])
     operands = mask_operands(program, given["operands"], place)
-    known = form.causal and form.offset is ix.ZERO
-    predicate = form.residual if known else form.predicate
+    spans = spans_of(form)
+    if not spans.causal:
+        spans = Spans(form.predicate)
     names = {
         "b": "i_b",
         "h": f"(i_h * {group} + o_q)" if one else "i_h",
@@ -136,8 +138,8 @@ def _attention(program: Program, node: fx.Node, place: Place, sources: KernelSou
         dtype=str(dtype).removeprefix("torch."),
         group=group,
         causal=not one,
-        window=form.window if known else None,
-        predicate=code(predicate),
+        **span_options(spans),
+        predicate=code(spans.rest),
         bias=code(form.bias),
         operands=tuple(operands.values),
         softcap=given["softcap"] or None,

@@ -140,9 +140,13 @@ def plain(case: Case, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor,
     if spec.causal:
         visible &= key <= position
     if spec.window is not None:
-        visible &= key > position - spec.window
+        visible &= (key > position - spec.window) | (key < spec.sinks)
     if spec.right_window is not None:
-        visible &= key < position + spec.right_window
+        visible &= (key < position + spec.right_window) | (position < (spec.free or -math.inf))
+    if spec.chunks_behind is not None:
+        visible &= key // spec.chunk >= position // spec.chunk - spec.chunks_behind
+    if spec.chunks_ahead is not None:
+        visible &= key // spec.chunk <= position // spec.chunk + spec.chunks_ahead
     if case.visible is not None:
         visible = visible & case.visible
     scores = scores.masked_fill(~visible, -math.inf)
@@ -196,6 +200,19 @@ LIMITS = [
     {"window": 33, "right_window": 40},
     {"causal": True, "window": 20},
     {"causal": True, "window": 150},
+    {"causal": True, "window": 20, "sinks": 3},
+    {"causal": True, "window": 1, "sinks": 70},
+    {"causal": True, "window": 40, "sinks": 33},
+    {"window": 9, "right_window": 20, "sinks": 40, "free": 40},
+    {"window": 9, "right_window": 20, "sinks": 1, "free": 50},
+]
+
+CHUNKS = [
+    {"causal": True, "chunk": 24, "chunks_behind": 0},
+    {"chunk": 24, "chunks_behind": 0, "chunks_ahead": 0},
+    {"chunk": 64, "chunks_behind": 1, "chunks_ahead": 1},
+    {"chunk": 40, "chunks_ahead": 0},
+    {"causal": True, "window": 30, "sinks": 50, "chunk": 40, "chunks_behind": 2},
 ]
 
 
@@ -205,6 +222,26 @@ def test_limits(kernel_of: Any, limits: dict[str, Any]) -> None:
     for (queries, keys), offset in itertools.product([(1, 200), (130, 63), (200, 200)], [0, 70, 199, 400, -50]):
         case = make(batch=1, queries=queries, keys=keys, dim=16, lse=True, **limits)
         check(kernel_of, replace(case, offset=offset), block=32)
+
+
+@pytest.mark.parametrize("limits", CHUNKS, ids=lambda limits: "-".join(map(str, limits.items())))
+def test_chunks(kernel_of: Any, limits: dict[str, Any]) -> None:
+    """Queries and keys see each other within a chunk and so many of its neighbours, wherever blocks of the kernel end."""
+    for (queries, keys), offset in itertools.product([(1, 200), (130, 63), (200, 200)], [0, 70, 400]):
+        case = make(batch=1, queries=queries, keys=keys, dim=16, lse=True, **limits)
+        check(kernel_of, replace(case, offset=offset), block=32)
+
+
+@pytest.mark.parametrize("limits", [LIMITS[-4], LIMITS[-2], CHUNKS[2]], ids=lambda limits: "-".join(map(str, limits.items())))
+def test_keys_out_of_reach_are_not_read(kernel_of: Any, limits: dict[str, Any]) -> None:
+    """What no query of a block sees is skipped: NaN there spoils nothing, but for the blocks that a limit crosses."""
+    case = make(batch=1, queries=640, dim=16, **limits)
+    out, _ = run(kernel_of(case.spec), case, block=32)
+    hidden = slice(128, 384)
+    case.k[:, :, hidden] = math.nan
+    case.v[:, :, hidden] = math.nan
+    poisoned, _ = run(kernel_of(case.spec), case, block=32)
+    assert torch.equal(out[:, :, 512:], poisoned[:, :, 512:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
