@@ -6,6 +6,7 @@ import click
 
 from .command import kernels
 from .models.command import models
+from .sweeps.command import sweep
 
 
 class _DefaultGroup(click.Group):
@@ -18,9 +19,9 @@ class _DefaultGroup(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=_DefaultGroup, commands=[kernels, models])
+@click.group(cls=_DefaultGroup, commands=[kernels, models, sweep])
 def bench() -> None:
-    """Compare the speed of Triton kernels or whole models on this CPU with that of others.
+    """Compare the speed of Triton kernels or whole models on this CPU with that of others; quality with cost.
 
     Without a command it is `kernels`.
     """

@@ -26,20 +26,23 @@ if TYPE_CHECKING:
 
 REPEAT, QUICK_REPEAT = 15, 5
 
+ARGUMENTS = __name__
+"""Under this key a context's `meta` has the arguments as they were given."""
+
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """What must be set before torch is loaded: waiting threads that spin hold up the others where cores are shared."""
 
 
-class _Command(click.Command):
+class KeepingCommand(click.Command):
     """A command that keeps its arguments as they were given."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep the arguments, then parse them."""
-        ctx.meta[__name__] = list(args)
+        ctx.meta[ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 
 
-def _picture(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+def check_picture(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
     """Refuse before the work what could not be drawn after it."""
     if path is None:
         return None
@@ -53,7 +56,7 @@ def _picture(context: click.Context, parameter: click.Parameter, path: Path | No
     return path
 
 
-@click.command("models", cls=_Command)
+@click.command("models", cls=KeepingCommand)
 @click.option("--row", "row_names", multiple=True, metavar="NAME", help="Measure this row only; may be repeated.")
 @click.option("--rival", "rival_names", multiple=True, metavar="NAME", help="Compare these only; may be repeated.")
 @click.option("--threads", default="1,2", show_default=True, callback=parse_threads, help="Numbers of threads, with commas.")
@@ -66,7 +69,11 @@ def _picture(context: click.Context, parameter: click.Parameter, path: Path | No
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the results here.")
 @click.option("--markdown", "page", type=click.Path(path_type=Path, dir_okay=False), help="Also write the tables here.")
 @click.option(
-    "--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), callback=_picture, help="Also draw the speeds here."
+    "--plot",
+    "picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=check_picture,
+    help="Also draw the speeds here.",
 )
 @click.option("--quick", is_flag=True, help="Measure the small rows only.")
 @click.pass_context
@@ -92,11 +99,9 @@ def models(
 
     Exits with 1 if our result is wrong or missing.
     """
-    arguments: list[str] = context.meta[__name__]
-    # OpenMP reads it once, when torch is loaded.
-    fitting = all(os.environ.get(name, "").upper() == value for name, value in ENVIRONMENT.items())
-    if not fitting:
-        context.exit(_again(arguments))
+    arguments: list[str] = context.meta[ARGUMENTS]
+    if not is_environment_set():
+        context.exit(again("models", arguments))
 
     from rich.console import Console
 
@@ -105,9 +110,9 @@ def models(
     from .rivals import OURS, RIVALS
     from .rows import ROWS
 
-    chosen = [ROWS[name] for name in _chosen(row_names, ROWS, "--row")]
+    chosen = [ROWS[name] for name in chosen_names(row_names, ROWS, "--row")]
     rows = [row for row in chosen if row_names or row.quick or not quick]
-    names = _chosen(rival_names, RIVALS, "--rival")
+    names = chosen_names(rival_names, RIVALS, "--rival")
     # Where there is no terminal, rich would take 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 160)
     keep_memory()
@@ -145,7 +150,7 @@ class _Run:
     def measure(self, rows: Sequence[Row], repeat: int, ragged: bool) -> None:
         from .measure import measure
 
-        with _progress() as tell:
+        with progress() as tell:
             for row in rows:
                 for count in self.threads:
                     about = f"{row.name}, {count} thread{'s' if count > 1 else ''}"
@@ -157,7 +162,7 @@ class _Run:
         from .rivals import EAGER, OURS
         from .startup import measure_startup
 
-        with _progress() as tell:
+        with progress() as tell:
             for row in rows:
                 for name in (n for n in self.names if n in (OURS, EAGER, "compile")):
                     tell(f"{row}: {name} in a process of its own")
@@ -186,7 +191,7 @@ class _Run:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def progress() -> Iterator[Callable[[str], None]]:
     """Yield a function that shows on stderr what is being done now."""
     from rich.console import Console
     from rich.live import Live
@@ -230,13 +235,18 @@ def _command(
     return " ".join([*words, *(["--ragged"] if ragged else []), *(["--quick"] if quick else [])])
 
 
-def _again(arguments: Sequence[str]) -> int:
-    """Run the command in a fresh process with the environment that it needs, and return its exit code."""
-    command = [sys.executable, "-m", "graphwright.tools.cli", "bench", "models", *arguments]
+def is_environment_set() -> bool:
+    """Return whether this process has the environment that a benchmark needs: OpenMP reads it once, when torch is loaded."""
+    return all(os.environ.get(name, "").upper() == value for name, value in ENVIRONMENT.items())
+
+
+def again(name: str, arguments: Sequence[str]) -> int:
+    """Run a benchmark in a fresh process with the environment that it needs, and return its exit code."""
+    command = [sys.executable, "-m", "graphwright.tools.cli", "bench", name, *arguments]
     return subprocess.run(command, env={**os.environ, **ENVIRONMENT}, check=False).returncode
 
 
-def _chosen(names: Sequence[str], known: Collection[str], option: str) -> list[str]:
+def chosen_names(names: Sequence[str], known: Collection[str], option: str) -> list[str]:
     """Return the names, each once; all known ones where none is given."""
     for name in names:
         if name not in known:

@@ -129,12 +129,12 @@ def measure(
                 ready_s = time.perf_counter() - start
                 checked[name] = error_of(output, expected, real_positions(case.inputs)), ready_s
                 if threads == 1:
-                    _refuse_strays(run)
+                    refuse_strays(run)
             except Exception as error:  # noqa: BLE001
                 result.failures[name] = reason(error)
             else:
                 runs[name] = run
-        samples, disturbed = _rounds(runs, threads, repeat, tell)
+        samples, disturbed = rounds(runs, threads, repeat, tell)
         for name, times in samples.items():
             result.timings[name] = Timing(
                 median_ms=statistics.median(times) * 1e3,
@@ -183,7 +183,7 @@ def error_of(output: torch.Tensor, expected: torch.Tensor, real: torch.Tensor | 
     return error
 
 
-def _refuse_strays(run: Run) -> None:
+def refuse_strays(run: Run) -> None:
     """Raise where CPU time of other threads would be missing from the thread's own: the numbers would flatter."""
     time.sleep(SETTLE_S)
     all_threads, this_thread = time.process_time(), time.thread_time()
@@ -193,10 +193,20 @@ def _refuse_strays(run: Run) -> None:
         raise StrayThreadsError(f"took {all_s * 1e3:.1f} ms of CPU time, of which {this_s * 1e3:.1f} ms in the calling thread")
 
 
-def _rounds(
+def rounds(
     runs: Mapping[str, Run], threads: int, repeat: int, tell: Callable[[str], None]
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Return the seconds per call of each rival, one number a round, and how many of them were disturbed."""
+    """Time runs in turns.
+
+    Args:
+        runs: what to time, by name.
+        threads: number of threads that they use. With 1 the clock is the thread's own CPU time, with more it is wall time.
+        repeat: number of rounds; each run has one sample a round.
+        tell: called with what is being done now.
+
+    Returns:
+        The seconds per call of each, one number a round, and how many of them were disturbed.
+    """
     clock = time.thread_time if threads == 1 else time.perf_counter
     names = list(runs)
     calls = {name: _calls(run, clock) for name, run in runs.items()}

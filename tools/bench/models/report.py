@@ -100,13 +100,14 @@ def to_json(results: Sequence[Result], startups: Sequence[Startup], command: str
     """Return everything measured, with a description of the machine and the command that measured."""
     return {
         "command": command,
-        "machine": _machine(),
+        "machine": machine_with_packages(),
         "results": [dataclasses.asdict(result) for result in results],
         "startups": [dataclasses.asdict(startup) for startup in startups],
     }
 
 
-def _machine() -> dict[str, Any]:
+def machine_with_packages() -> dict[str, Any]:
+    """Return a description of this machine and of the packages of all who take part."""
     found = machine()
     for name in _PACKAGES:
         try:
@@ -128,7 +129,7 @@ def to_markdown(
         startups: compile times and memory; a table of their own where there are any.
         command: the command line that measured.
     """
-    found = _machine()
+    found = machine_with_packages()
     packages = ", ".join(f"{name} {version or 'missing'}" for name, version in found["packages"].items())
     lines = [
         title(found),

@@ -1,0 +1,1 @@
+"""Sweeps: quality against cost over the settings of passes, on real weights."""
