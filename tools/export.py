@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .building import gather, model_options, parse_dynamic, parse_passes
+from .building import gather, model_options, parse_dynamic, parse_passes, parse_recipe
 from .output import Command, console, json_option, print_json, progress, size_text, table
 
 
@@ -20,8 +20,13 @@ from .output import Command, console, json_option, print_json, progress, size_te
     "--opset", type=click.IntRange(23, 25), default=23, show_default=True, help="Version of ONNX's operators to write."
 )
 @click.option("--external-data", is_flag=True, help="Write the weights to OUTPUT.data; done anyway above 1.9 GB.")
+@click.option(
+    "--generate",
+    is_flag=True,
+    help="Write a causal decoder with its past keys and values as inputs and outputs, for generating text.",
+)
 @json_option
-def export(model: str, output: Path, opset: int, external_data: bool, as_json: bool, **options: Any) -> None:
+def export(model: str, output: Path, opset: int, external_data: bool, generate: bool, as_json: bool, **options: Any) -> None:
     """Export MODEL, after passes, to the ONNX file OUTPUT.
 
     MODEL is what `graphwright compile` takes. The file is run by onnxruntime and compared with the model at several sizes
@@ -32,15 +37,17 @@ def export(model: str, output: Path, opset: int, external_data: bool, as_json: b
     if not output.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {str(output.parent)!r}", param_hint="OUTPUT")
     given = gather(options)
-    passes, dynamic = parse_passes(given.passes), parse_dynamic(given.dynamic)
+    passes, dynamic, recipe = parse_passes(given.passes), parse_dynamic(given.dynamic), parse_recipe(given.recipe)
     with progress(f"loading {model}"):
         import graphwright
 
+        from .calibration import read_calibration
         from .models import load_model
 
         loaded = load_model(
             model, batch=given.batch, tokens=given.tokens, dtype=given.dtype, texts=given.texts, tokenizer=given.tokenizer
         )
+        calibration = read_calibration(given.calibration, loaded, given.tokens, given.tokenizer)
     with progress(f"exporting {type(loaded.module).__name__}"):
         report = graphwright.export_onnx(
             loaded.module,
@@ -51,6 +58,9 @@ def export(model: str, output: Path, opset: int, external_data: bool, as_json: b
             opset=opset,
             external_data=external_data or None,
             check=given.check,
+            calibration=calibration,
+            recipe=recipe,
+            generate=generate,
             **loaded.kwargs,
         )
     data = {"model": model, **dataclasses.asdict(report), "notes": [*loaded.notes, *report.notes]}
@@ -77,7 +87,10 @@ def tables(data: dict[str, Any]) -> list[Any]:
     trials = [[", ".join(f"{k} {n}" for k, n in t["sizes"].items()) or "fixed", f"{t['error']:.3g}"] for t in data["trials"]]
     lines = [f"nodes: {sum(operators.values())}; weights: {size_text(data['weight_bytes'])}; opset {data['opset']}"]
     lines += [f"note: {note}" for note in data["notes"]]
+    lines += [f"refused: {done['name']}: {reason}" for done in data["passes"] for reason in done["refusals"]]
+    changed = [[done["name"], len(done["decisions"])] for done in data["passes"] if done["decisions"]]
     parts = [
+        table("passes", ["pass", "decisions"], changed, right=("decisions",)),
         table("tensors", ["", "name", "shape"], values),
         table("operators", ["operator", "nodes"], counts, right=("nodes",)),
     ]

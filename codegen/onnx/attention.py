@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -11,8 +11,10 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from graphwright.ir.analyses import index as ix
 from graphwright.ir.ops.attention import SIZES, operand_name, operand_type
 
-from .calls import onnx_call
+from .calls import onnx_call, onnx_call_of_several
 from .masks import ExpressionWriter
+
+Past: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 _CAUSAL = ix.parse("q - k >= 0")
 
@@ -37,8 +39,9 @@ class AttentionWriter:
         bias: str = "",
         scale: float,
         softcap: float = 0.0,
-    ) -> torch.Tensor:
-        """Return the attention's result, [B, S, H * Dv].
+        past: Past | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return the attention's result, [B, S, H * Dv]; with `past`, all keys and values as well, [B, Hk, P + T, D].
 
         Heads lie side by side among the features, as projections leave them: onnxruntime runs this form fastest.
 
@@ -54,12 +57,14 @@ class AttentionWriter:
             bias: what is added to the scores.
             scale: factor of the scores.
             softcap: what the scores are bent to, 0 for not.
+            past: keys and values before those of k and v, [B, Hk, P, D]; expressions count keys from their first. There must be
+                no sink.
 
         Raises:
             ExportError: the mask has no form in ONNX.
         """
         query_heads, key_heads = heads
-        shape = (q.shape[0], query_heads, q.shape[1], k.shape[1])
+        shape = (q.shape[0], query_heads, q.shape[1], k.shape[1] + (past[0].shape[2] if past is not None else 0))
         attributes: dict[str, Any] = {"scale": scale, "q_num_heads": query_heads, "kv_num_heads": key_heads}
         if softcap:
             attributes["softcap"] = softcap
@@ -68,7 +73,13 @@ class AttentionWriter:
         inputs = [q, k, v]
         width = v.shape[2] // key_heads * query_heads
         # ONNX's own causality counts from the first query and key, as long as there are as many of both.
-        if visible is _CAUSAL and added is None and sink is None and statically_known_true(shape[2] == shape[3]):
+        if (
+            visible is _CAUSAL
+            and added is None
+            and sink is None
+            and past is None
+            and statically_known_true(shape[2] == shape[3])
+        ):
             attributes["is_causal"] = 1
         elif visible is not ix.TRUE or added is not None or sink is not None:
             names = ix.loads_of(visible) | (ix.loads_of(added) if added is not None else frozenset())
@@ -77,7 +88,12 @@ class AttentionWriter:
             if key not in self._masks:
                 self._masks[key] = _mask(shape, operands, visible, added, sink, q)
             inputs = [q, *((_longer(k), _longer(v)) if sink is not None else (k, v)), self._masks[key]]
-        return onnx_call("Attention", inputs, attributes, q.dtype, (shape[0], shape[2], width))
+        result = (q.dtype, (shape[0], shape[2], width))
+        if past is None:
+            return (onnx_call("Attention", inputs, attributes, *result),)
+        present = [(q.dtype, (*cache.shape[:2], shape[3], cache.shape[3])) for cache in past]
+        mask = inputs[3] if len(inputs) > 3 else None
+        return onnx_call_of_several("Attention", [q, k, v, mask, *past], attributes, [result, *present])
 
 
 def _mask(

@@ -86,7 +86,7 @@ def sizes_for(program: Program, wanted: Mapping[str, int]) -> dict[str, int]:
     """
     sizes = {}
     for at, (name, dimension) in enumerate(program.dimensions.items()):
-        size = max(wanted.get(name, 4 + at), dimension.low, 1)
+        size = max(wanted.get(name, 4 + at), dimension.low)
         sizes[name] = size if dimension.high is None else min(size, dimension.high)
     return sizes
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 from torch.fx.traceback import preserve_node_meta, set_current_meta
@@ -14,7 +16,7 @@ from graphwright.ir.errors import ExportError
 from graphwright.ir.ops.definition import NAMESPACE
 from graphwright.ir.program import Program, calls
 
-from .attention import AttentionWriter
+from .attention import AttentionWriter, Past
 from .calls import onnx_call
 from .ops import LOWERINGS, repeats_its_half
 
@@ -41,9 +43,26 @@ class Writer(torch.nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return those of the program's results that are tensors."""
+        self._relate(tensors)
         with preserve_node_meta():
             results = _Run(self.graph_module, self.program).run(*tensors)
         return tuple(result for result in results if isinstance(result, torch.Tensor))
+
+    def _relate(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Let the tracer know what sizes that are formulas have to do with the others."""
+        sizes: dict[str, Any] = {}
+        formulas = []
+        for spec, tensor in zip(self.program.signature.tensors, tensors, strict=True):
+            for size, value in zip(spec.shape, tensor.shape, strict=True):
+                if isinstance(size, str) and size in self.program.dimensions:
+                    sizes.setdefault(size, value)
+                elif isinstance(size, str):
+                    formulas.append((size, value))
+        check: Any = torch._check
+        for text, value in formulas:
+            formula = sympy.sympify(text, locals={name: sympy.Symbol(name) for name in sizes})
+            names = sorted(str(symbol) for symbol in formula.free_symbols)
+            check(value == sympy.lambdify(names, formula)(*(sizes[name] for name in names)))
 
 
 def refuse_unknown(program: Program) -> None:
@@ -78,6 +97,7 @@ class _Run(fx.Interpreter):
         self.program = program
         self.attention = AttentionWriter()
         self.flat: dict[fx.Node, torch.Tensor] = {}
+        self.joined: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of a node."""
@@ -135,13 +155,33 @@ class _Run(fx.Interpreter):
         values, operands, sink = args[:3], args[3], args[4] if len(args) > 4 else None
         given: Any = node.args
         flat: list[Any] = []
-        for source, value in zip(given[:3], values, strict=True):
+        past = self._past(node)
+        new = given[:3] if past is None else (given[0], *(cache.args[0][1] for cache in given[1:3]))
+        for source in new:
+            value = self.env[source]
             found = self._flat(source)
             flat.append(value.permute(_SWAP).reshape(value.shape[0], value.shape[2], -1) if found is None else found)
         heads = (int(values[0].shape[1]), int(values[1].shape[1]))
         sources = [*given[3], given[4] if len(given) > 4 else None]
         q, k, v = flat
-        return self.attention.write(q, k, v, operands, sink, heads=heads, sources=sources, **kwargs)
+        result, *present = self.attention.write(q, k, v, operands, sink, heads=heads, sources=sources, past=past, **kwargs)
+        for longer, value in zip(given[1:3], present, strict=False):
+            self.env[longer] = value
+        return result
+
+    def _past(self, node: fx.Node) -> Past | None:
+        """Return keys and values of earlier calls where an attention reads them with new ones behind; None elsewhere."""
+        given: Any = node.args
+        if len(given) > 4 and given[4] is not None:
+            return None  # A sink is written as a key behind all others, which must not be kept.
+        caches = []
+        for longer in given[1:3]:
+            parts: Any = longer.args[0] if longer.target is aten.cat.default else ()
+            if len(parts) != 2 or parts[0].op != "placeholder" or tuple(longer.args[1:]) != (2,) or longer in self.joined:
+                return None
+            caches.append(self.env[parts[0]])
+        self.joined.update(given[1:3])
+        return caches[0], caches[1]
 
     def _norm(self, node: fx.Node) -> torch.Tensor | None:
         """Return the norm of each head's features, [B, S, H * D]; None where there are no heads."""

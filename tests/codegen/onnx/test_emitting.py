@@ -175,8 +175,8 @@ def test_layers_share_a_mask() -> None:
     """Attentions with one mask share what makes it."""
 
     def twice(program: Program, x: Any, mask: Any) -> Any:
-        again = attention(predicate="k - q + 4 >= 0")
-        return program.call(aten.add.Tensor, again(program, x, mask), again(program, x, mask))
+        first, second = (attention(predicate="k - q + 4 >= 0", scale=scale) for scale in (0.3, 0.4))
+        return program.call(aten.add.Tensor, first(program, x, mask), second(program, x, mask))
 
     operators = collections.Counter(node.op_type for node in emit(program_of(twice)).graph)
     assert (operators["Attention"], operators["GreaterOrEqual"]) == (2, 1)

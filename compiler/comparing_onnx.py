@@ -1,0 +1,163 @@
+"""Comparing an ONNX file, run by onnxruntime, with the program it was made of."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphwright.codegen.onnx.emitting import result_names, shapes_for, sizes_for, tensor_results
+from graphwright.codegen.onnx.past_inputs import MASK, PAST
+from graphwright.ir.errors import ExportError
+from graphwright.ir.program import Program
+
+TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Dtype of a result -> how far it may be from the program's, relative to its largest element; 1e-4 for others."""
+
+TRIALS = ({"batch": 1, "tokens": 1}, {"batch": 2, "tokens": 7}, {"batch": 3, "tokens": 63})
+"""Sizes that are compared; dimensions of other names take 2, 5 and 9."""
+
+
+CACHED_TRIALS = (
+    {"batch": 1, "tokens": 1, PAST: 5},
+    {"batch": 2, "tokens": 7, PAST: 0},
+    {"batch": 3, "tokens": 4, PAST: 63},
+)
+"""Those of a program that takes past keys and values: a step, a prompt, a part of one."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One comparison of the file with the program.
+
+    Args:
+        sizes: of the dimensions.
+        error: the largest difference of a result, relative to its largest element.
+    """
+
+    sizes: Mapping[str, int]
+    error: float
+
+
+def compare(path: Path, program: Program) -> tuple[Trial, ...]:
+    """Compare what onnxruntime makes of the file with the program.
+
+    Raises:
+        ExportError: they differ, or onnxruntime cannot run the file.
+    """
+    try:
+        onnxruntime: Any = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise ExportError(
+            "comparing the file with the program needs onnxruntime: pip install graphwright[onnx], or pass check=False"
+        ) from error
+    raised = onnxruntime.capi.onnxruntime_pybind11_state
+    failures = (raised.Fail, raised.InvalidArgument, raised.InvalidGraph, raised.NotImplemented, raised.RuntimeException)
+    options = onnxruntime.SessionOptions()
+    # What fails is raised; it need not be printed as well.
+    options.log_severity_level = 4
+    trials: dict[tuple[int, ...], Trial] = {}
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        trials_of = CACHED_TRIALS if PAST in program.dimensions else TRIALS
+        for wanted, other in zip(trials_of, (2, 5, 9), strict=True):
+            sizes = sizes_for(program, {**dict.fromkeys(program.dimensions, other), **wanted})
+            key = tuple(sizes.values())
+            if key not in trials:
+                trials[key] = Trial(sizes, _error(session, program, sizes))
+    except failures as error:
+        raise ExportError(
+            f"onnxruntime {onnxruntime.__version__} cannot run the model: {error}. What to do: pass check=False if another "
+            "runtime is to run it."
+        ) from error
+    return tuple(trials.values())
+
+
+def _error(session: Any, program: Program, sizes: Mapping[str, int]) -> float:
+    """Return the largest relative difference of a result.
+
+    Raises:
+        ExportError: it is too large.
+    """
+    tensors = sample_tensors(program, sizes)
+    with torch.no_grad():
+        results = program.module()(*tensors)
+    found = session.run(None, {spec.name: t.cpu().numpy() for spec, t in zip(program.signature.tensors, tensors, strict=True)})
+    worst = 0.0
+    for name, at, array in zip(result_names(program), tensor_results(program), found, strict=True):
+        expected, value = results[at].cpu(), torch.from_numpy(array)
+        if expected.shape != value.shape or expected.dtype != value.dtype:
+            raise ExportError(
+                f"{name}: the program returns {expected.dtype} {tuple(expected.shape)}, onnxruntime {value.dtype} "
+                f"{tuple(value.shape)}, at sizes {dict(sizes)}"
+            )
+        if not expected.numel():
+            continue
+        gap = (expected.double() - value.double()).abs()
+        # What is infinite or not a number in both is no difference; in one only, it is the largest.
+        gap = gap.masked_fill((expected == value) | (expected.isnan() & value.isnan()), 0.0).nan_to_num(nan=torch.inf)
+        scale = float(expected.double().nan_to_num(0.0, 0.0, 0.0).abs().max())
+        error = float(gap.max()) / (scale or 1.0)
+        limit = TOLERANCES.get(expected.dtype, 1e-4)
+        if error > limit:
+            raise ExportError(
+                f"{name}: onnxruntime's result is {error:.3g} of its largest element from the program's at sizes "
+                f"{dict(sizes)}, and may be {limit:g}; nothing was written. Pass check=False to write it all the same."
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def sample_tensors(program: Program, sizes: Mapping[str, int]) -> list[torch.Tensor]:
+    """Return random tensors of a call where the dimensions have these sizes.
+
+    Integers are row numbers where they choose rows of a table, and else masks whose later rows end with zeros; where there are
+    past keys and values they begin with them, so that what is new is there.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tensors = []
+    for spec, node, shape in zip(program.signature.tensors, program.inputs, shapes_for(program, sizes), strict=True):
+        if spec.dtype.is_floating_point:
+            tensor = torch.randn(shape, generator=generator)
+        elif rows := _rows(node):
+            tensor = torch.randint(0, rows, shape, generator=generator)
+        else:
+            tensor = torch.ones(shape, dtype=torch.long)
+            if tensor.dim() >= 2:
+                lengths = tensor.shape[-1] - torch.arange(tensor.shape[0]) * tensor.shape[-1] // (2 * tensor.shape[0])
+                lengths = lengths.reshape(-1, *(1 for _ in shape[1:]))
+                tensor = (torch.arange(shape[-1]) < lengths).long().expand(shape).clone()
+                if spec.name == MASK and PAST in program.dimensions:
+                    tensor = tensor.flip(-1)
+        tensors.append(tensor.to(spec.dtype).to(spec.device))
+    return tensors
+
+
+def _rows(node: fx.Node) -> int:
+    """Return the least number of rows of the tables that a value chooses rows of, 0 if it chooses none."""
+    found = []
+    for user in node.users:
+        if user.op != "call_function":
+            continue
+        if user.target is torch.ops.aten.embedding.default and user.args[1] is node:
+            found.append(int(user.args[0].meta["val"].shape[0]))  # type: ignore[union-attr]
+        elif user.target in _VIEWS:
+            found.append(_rows(user))
+    return min((rows for rows in found if rows), default=0)
+
+
+_VIEWS = frozenset(
+    {
+        torch.ops.aten.reshape.default,
+        torch.ops.aten.view.default,
+        torch.ops.aten.expand.default,
+        torch.ops.aten.slice.Tensor,
+        torch.ops.aten.unsqueeze.default,
+        torch.ops.prims.convert_element_type.default,
+    }
+)
