@@ -100,14 +100,18 @@ def _measure(candidates: Mapping[str, Sequence[Call]], clock: Callable[[], float
 
 
 def _path() -> Path:
+    return measurements_folder() / "matmul" / f"{machine_digest()}.json"
+
+
+def measurements_folder() -> Path:
+    """Return the folder in which what was measured on this machine is kept."""
     triton, xdg = os.environ.get("TRITON_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
-    folder = Path(triton) if triton else (Path(xdg) if xdg else Path.home() / ".cache") / "graphwright"
-    return folder / "matmul" / f"{_machine()}.json"
+    return Path(triton) if triton else (Path(xdg) if xdg else Path.home() / ".cache") / "graphwright"
 
 
 @functools.cache
-def _machine() -> str:
-    """Return a digest of what the times depend on."""
+def machine_digest() -> str:
+    """Return a digest of what measured times depend on."""
     # Virtual machines call all CPUs by one name, hence the model number and the features.
     wanted = ("model name", "vendor_id", "cpu family", "model\t", "stepping", "flags", "Features", "CPU part")
     facts = sorted({line for line in _lines(Path("/proc/cpuinfo")) if line.startswith(wanted)})
