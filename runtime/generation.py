@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from graphwright.ir.errors import ArtifactError, InputError, OptionError
-from graphwright.ir.signature import Signature
+from graphwright.ir.signature import Range, Signature
 
 from .ending import Ending
 from .executable import Executable
@@ -100,7 +100,7 @@ class Generator:
             [B, S + n], int64, n at most max_new_tokens: the prompts as they were given, then the new tokens.
 
         Raises:
-            InputError: the prompts do not fit the model.
+            InputError: the prompts do not fit the model, or it has no positions for so many tokens.
         """
         new = []
         for tokens in self.stream(
@@ -124,10 +124,29 @@ class Generator:
         prompts, lengths = _left_aligned(input_ids, attention_mask)
         if max_new_tokens < 0:
             raise OptionError(f"generate: max_new_tokens must be at least 0, got {max_new_tokens}")
-        width, most = prompts.shape[1], int(lengths.max()) + max_new_tokens
-        # The last token is not put into the cache.
-        session = self._session(len(prompts), max(width, min(most - 1, width + FIRST_ROOM)))
+        width = prompts.shape[1]
+        most = self._most(width, max_new_tokens)
+        session = self._session(len(prompts), min(most, width + FIRST_ROOM))
         return self._tokens(prompts, lengths, session, max_new_tokens, Chooser(sampling, prompts.device), ending or self.ending)
+
+    def _most(self, width: int, count: int) -> int:
+        """Return how many tokens there must be room for in the end, for prompts of `width` tokens and `count` new ones.
+
+        Raises:
+            InputError: the model has no positions for so many.
+        """
+        # The last token is not put into the cache.
+        most = width + max(count - 1, 0)
+        limit = self.step.signature.dimensions.get("capacity", Range(1, None)).high
+        if limit is None or most <= limit:
+            return most
+        found = f"there is room for {limit} tokens of prompt and answer, since the model has no more positions"
+        if width > limit:
+            raise InputError(f"generate: {found}; the longest prompt has {width}. Shorten it.")
+        raise InputError(
+            f"generate: {found}; the longest prompt has {width}, and max_new_tokens={count} would need room for {most}. "
+            f"Shorten it, or pass max_new_tokens of at most {limit - width + 1}."
+        )
 
     def _session(self, batch: int, room: int) -> Session:
         """Return the session of an earlier call if it fits and is free, else a new one."""

@@ -154,9 +154,24 @@ def test_what_does_not_fit_is_refused(compiled) -> None:
         model.generate(ids, max_new_tokens=1, do_sample=True, temperature=0.0)
     with pytest.raises(OptionError, match="max_new_tokens"):
         model.generate(ids, max_new_tokens=-1)
-    with pytest.raises(InputError, match="room for 256 tokens"):
-        compiled("gpt2").generate(prompts(1, 200), max_new_tokens=100)
-    assert compiled("gpt2").generate(prompts(1, 200), max_new_tokens=57).shape == (1, 257)
+
+
+def test_a_budget_beyond_the_positions_is_refused_at_once(compiled) -> None:
+    """Before anything is computed, whatever the first room is; the message says what would fit, and that fits."""
+    model, ids = compiled("gpt2"), prompts(2, 200)
+    with pytest.raises(InputError, match=r"room for 256 tokens.*longest prompt has 200.*would need room for 299.*at most 57"):
+        model.generate(ids, max_new_tokens=100)
+    with pytest.raises(InputError, match="at most 57"):
+        model.generator.stream(ids, max_new_tokens=10_000)
+    assert model.generate(ids, max_new_tokens=57).shape == (2, 257)
+    with pytest.raises(InputError, match=r"room for 256 tokens.*longest prompt has 300\. Shorten it"):
+        model.generate(prompts(1, 300), max_new_tokens=1)
+    # Padding takes no position.
+    mask = torch.ones(1, 300, dtype=torch.long)
+    mask[:, :60] = 0
+    assert model.generate(prompts(1, 300), attention_mask=mask, max_new_tokens=17).shape == (1, 317)
+    with pytest.raises(InputError, match=r"longest prompt has 240.*at most 17"):
+        model.generate(prompts(1, 300), attention_mask=mask, max_new_tokens=18)
 
 
 def test_a_model_that_was_not_compiled_for_it_says_so(built, families) -> None:

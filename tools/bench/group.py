@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .command import kernels
+from .decode.command import decode
 from .models.command import models
 from .sweeps.command import sweep
 
@@ -19,7 +20,7 @@ class _DefaultGroup(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=_DefaultGroup, commands=[kernels, models, sweep])
+@click.group(cls=_DefaultGroup, commands=[kernels, models, decode, sweep])
 def bench() -> None:
     """Compare the speed of Triton kernels or whole models on this CPU with that of others; quality with cost.
 

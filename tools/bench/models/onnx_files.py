@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -36,15 +36,12 @@ def exported(model: Any, inputs: Inputs, varying: tuple[int, ...], opset: int) -
         varying: dimensions of every input that the file leaves open.
         opset: version of ONNX's operators.
     """
-    path = cache_folder() / f"{_fingerprint(model, inputs, varying, opset)}.onnx"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A dimension of size 1 would be taken for a constant.
     example = {name: _example(tensor, varying) for name, tensor in inputs.items()}
     dynamic = dict.fromkeys(varying, torch.export.Dim.DYNAMIC)
-    with _quiet():
-        program = torch.onnx.export(
+
+    def export() -> Any:
+        return torch.onnx.export(
             model,
             (),
             kwargs=example,
@@ -53,8 +50,28 @@ def exported(model: Any, inputs: Inputs, varying: tuple[int, ...], opset: int) -
             dynamic_shapes={name: dynamic for name in inputs},
             verbose=False,
         )
+
+    signature = [(name, str(tensor.dtype), tensor.ndim) for name, tensor in inputs.items()]
+    return kept(model, (signature, varying, opset), f"opset{opset}", export)
+
+
+def kept(model: Any, settings: tuple[Any, ...], what: str, export: Callable[[], Any]) -> Path:
+    """Return the path of a model's ONNX file, exporting it where the cache has none.
+
+    Args:
+        model: whose weights it holds.
+        settings: what the file depends on beside the model and the exporters' versions.
+        what: a word about them for the file's name.
+        export: returns the exported program, None if there is none.
+    """
+    path = cache_folder() / f"{type(model).__name__}-{what}-{_fingerprint(model, settings)}.onnx"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        program = export()
     if program is None:
-        raise RuntimeError(f"torch.onnx.export returned nothing for opset {opset}")
+        raise RuntimeError(f"torch.onnx.export returned nothing for {what}")
     # Another process may be at the same file; whoever is last replaces the same contents.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / path.name
@@ -70,18 +87,16 @@ def _example(tensor: torch.Tensor, varying: tuple[int, ...]) -> torch.Tensor:
     return tensor
 
 
-def _fingerprint(model: Any, inputs: Inputs, varying: tuple[int, ...], opset: int) -> str:
+def _fingerprint(model: Any, settings: tuple[Any, ...]) -> str:
     """Return a digest of everything that the file depends on."""
     digest = hashlib.sha256()
     versions = [f"{name} {metadata.version(name)}" for name in _EXPORTERS]
-    signature = [(name, str(tensor.dtype), tensor.ndim) for name, tensor in inputs.items()]
     config = getattr(model, "config", None)
-    settings = config.to_json_string() if config is not None else ""
-    digest.update(repr((versions, signature, varying, opset, str(model), settings)).encode())
+    digest.update(repr((versions, *settings, str(model), config.to_json_string() if config is not None else "")).encode())
     for name, tensor in model.state_dict().items():
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
         digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return f"{type(model).__name__}-opset{opset}-{digest.hexdigest()[:20]}"
+    return digest.hexdigest()[:20]
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""A benchmark of decoding: tokens that follow a prompt, one at a time."""
