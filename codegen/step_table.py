@@ -7,10 +7,17 @@ from typing import Any
 
 from torch import fx
 
-from . import attention_step, kv_step, merge_step, packing_step
+from . import attention_step, kv_quantized_step, kv_step, kv_tiered_step, merge_step, packing_step
 from .steps import StepMaker
 
-STEP_MAKERS: Mapping[Any, StepMaker] = {**attention_step.MAKERS, **packing_step.MAKERS, **kv_step.MAKERS, **merge_step.MAKERS}
+STEP_MAKERS: Mapping[Any, StepMaker] = {
+    **attention_step.MAKERS,
+    **packing_step.MAKERS,
+    **kv_step.MAKERS,
+    **kv_quantized_step.MAKERS,
+    **kv_tiered_step.MAKERS,
+    **merge_step.MAKERS,
+}
 """Operation -> what makes its steps. An operation outside loops that is not here is a call of PyTorch."""
 
 

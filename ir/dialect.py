@@ -9,6 +9,8 @@ from .ops.attention import attention
 from .ops.definition import NAMESPACE, Operation, operations
 from .ops.glu import ACTIVATIONS, glu
 from .ops.kv import kv_append, kv_attention
+from .ops.kv_quantized import kv_quantized_append, kv_quantized_attention
+from .ops.kv_tiered import kv_tiered_append, kv_tiered_attention, kv_tiered_mass
 from .ops.merge import merge, merge_match, merge_metric, merge_plan, merge_rank, unmerge
 from .ops.ragged_attention import ragged_attention
 from .ops.rms_norm import rms_norm
@@ -23,6 +25,11 @@ __all__ = [
     "glu",
     "kv_append",
     "kv_attention",
+    "kv_quantized_append",
+    "kv_quantized_attention",
+    "kv_tiered_append",
+    "kv_tiered_attention",
+    "kv_tiered_mass",
     "merge",
     "merge_match",
     "merge_metric",

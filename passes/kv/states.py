@@ -41,7 +41,7 @@ def exchange_states(program: Program, gone: Sequence[fx.Node], made: Mapping[fx.
         made: input made by `new_state` -> the node that is its value for the next call.
     """
     values = {state: program.results[at] for state in program.inputs if (at := program.states.get(state.name)) is not None}
-    kept = {state: value for state, value in values.items() if state not in gone} | made
+    kept = {**{state: value for state, value in values.items() if state not in gone}, **made}
     at_results = set(program.states.values())
     results = [value for at, value in enumerate(program.results) if at not in at_results]
     program.states = {state.name: len(results) + at for at, state in enumerate(kept)}
