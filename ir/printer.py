@@ -6,6 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,13 +46,40 @@ def print_program(program: Program, *, locations: bool = True) -> str:
     names = _names(program)
     lines = [*_header(program, names), ""]
     for node in program.graph.nodes:
-        if node.op in ("placeholder", "get_attr", "output") or _is_size(node):
-            continue
-        line = f"%{names[node]}: {_type(program, node.meta.get('val'))} = {_call(program, node, names)}"
-        where = location(node) if locations else ""
-        lines.append(f"{line}  # {where}" if where else line)
-    lines.append(f"return {', '.join(_argument(program, result, names) for result in program.results)}")
+        if node.op == "call_function" and not _is_size(node):
+            line, where = _line(program, node, names), location(node) if locations else ""
+            lines.append(f"{line}  # {where}" if where else line)
+    lines.append(_line(program, program.output, names))
     return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class NodeText:
+    """A node as text.
+
+    Args:
+        line: as `print_program` prints it.
+        key: the same without the numbers of the node and its operands: what it computes, whatever else there is.
+    """
+
+    line: str
+    key: str
+
+
+def node_texts(program: Program) -> dict[fx.Node, NodeText]:
+    """Return the text of each node in order: inputs, calls - those that compute sizes left out - and the output."""
+    names = _names(program)
+    bare = {node: name if node.op == "placeholder" else "" for node, name in names.items()}
+    wanted = [node for node in program.graph.nodes if node.op != "get_attr" and not _is_size(node)]
+    return {node: NodeText(_line(program, node, names), _line(program, node, bare)) for node in wanted}
+
+
+def _line(program: Program, node: fx.Node, names: dict[fx.Node, str]) -> str:
+    if node.op == "placeholder":
+        return f"input %{names[node]}: {_type(program, node.meta.get('val'))}"
+    if node.op == "output":
+        return f"return {', '.join(_argument(program, result, names) for result in program.results)}"
+    return f"%{names[node]}: {_type(program, node.meta.get('val'))} = {_call(program, node, names)}"
 
 
 def location(node: fx.Node) -> str:
@@ -111,7 +139,7 @@ def _names(program: Program) -> dict[fx.Node, str]:
 
 def _header(program: Program, names: dict[fx.Node, str]) -> Iterator[str]:
     for node in program.inputs:
-        yield f"input %{names[node]}: {_type(program, node.meta.get('val'))}"
+        yield _line(program, node, names)
     for name in sorted(program.dimensions):
         dimension = program.dimensions[name]
         high = "" if dimension.high is None else str(dimension.high)
