@@ -27,7 +27,9 @@ PASSES: dict[str, str] = {
     "fuse-projections": "graphwright.passes.fusing.projections:FuseProjections",
     "known-tables": "graphwright.passes.cleanup.known_tables:KnownTables",
     "last-token": "graphwright.passes.kv.last_token:LastToken",
+    "merge-tokens": "graphwright.passes.tokens.merge_tokens:MergeTokens",
     "pack-tokens": "graphwright.passes.packing.pack_tokens:PackTokens",
+    "quantize-cache": "graphwright.passes.kv.quantize_cache:QuantizeCache",
     "raise-attention": "graphwright.passes.raising.attention:RaiseAttention",
     "raise-gelu": "graphwright.passes.raising.gelu:RaiseGelu",
     "raise-glu": "graphwright.passes.raising.glu:RaiseGlu",
@@ -36,6 +38,7 @@ PASSES: dict[str, str] = {
     "redundant-casts": "graphwright.passes.cleanup.redundant_casts:RedundantCasts",
     "redundant-layout": "graphwright.passes.cleanup.redundant_layout:RedundantLayout",
     "split-bias": "graphwright.passes.fusing.split_bias:SplitBias",
+    "window-attention": "graphwright.passes.sparsity.window_attention:WindowAttention",
 }
 """The passes of this package, imported when they are asked for."""
 

@@ -1,0 +1,1 @@
+"""Passes that let a query attend to fewer keys."""
