@@ -82,7 +82,8 @@ def compile(
     clock.stop("lower")
     executable = Executable(schedule, program.weights, program.signature)
     clock.stop("load")
-    generator, records = None, ()
+    generator = None
+    records: tuple[PassRecord, ...] = ()
     if generate:
         generator, records = compile_generator(program, context, executable, ending_of(model), cached, keep_text=keep_text)
         clock.stop("generator")
@@ -93,7 +94,8 @@ def compile(
 
 def _by_stage(passes: Iterable[Pass], generate: bool) -> tuple[list[Pass], list[Pass]]:
     """Return the passes for the model's own program and those for the program with caches, each in order."""
-    plain, cached = [], []
+    plain: list[Pass] = []
+    cached: list[Pass] = []
     for step in passes:
         (cached if step.stage is Stage.DECODE else plain).append(step)
     if cached and not generate:

@@ -1,7 +1,7 @@
 """Keys and values that are kept in few bits: `graphwright::kv_quantized_append` and `graphwright::kv_quantized_attention`.
 
-What is kept of a sequence with n tokens is a function of n and of the tokens alone, however they came: one by one, as a block or
-in any parts. With groups of G tokens and a ring of R + G slots,
+What is kept of a sequence with n tokens is a function of n and of the tokens alone, however they came: one by one, as a block
+or in any parts. With groups of G tokens and a ring of R + G slots,
 
 - the first Q(n) = G * floor(max(n - R, 0) / G) tokens are quantised, once and for all: a token is when its group leaves the
   residual window of R tokens, together with its group;
@@ -79,10 +79,11 @@ def quantise(
         dtype: of scales and minima.
 
     Returns:
-        codes uint8 [..., T, D * bits / 8]; scales and minima [..., T / group, D] for "channel", [..., D / group, T] for "token".
+        Codes, uint8 [..., T, D * bits / 8]; scales and minima, [..., T / group, D] for "channel", [..., D / group, T] for
+        "token".
     """
     dim = -2 if along == CHANNEL else -1
-    wide = x.to(computed_in(x.dtype)).unflatten(dim, (-1, group))
+    wide = x.to(computed_in(x.dtype)).unflatten(dim, (-1, group))  # type: ignore[no-untyped-call]
     limit, levels = torch.finfo(dtype).max, 2**bits - 1
     minimum = wide.amin(dim, keepdim=True).clamp(-limit, limit).to(dtype)
     span = wide.amax(dim, keepdim=True) - minimum.to(wide.dtype)
@@ -236,18 +237,18 @@ def _kept(
     for row, tokens in enumerate(past.tolist()):
         prefix = quantised_tokens(tokens, slots - group, group)
         if along == CHANNEL:
-            parameters = [t[row, :, : prefix // group] for t in (scale, minimum)]
+            scales, minima = (t[row, :, : prefix // group] for t in (scale, minimum))
         else:
-            parameters = [t[row, :, :, :prefix] for t in (scale, minimum)]
+            scales, minima = (t[row, :, :, :prefix] for t in (scale, minimum))
         if prefix:
-            made[row, :, :prefix] = dequantise(codes[row, :, :prefix], *parameters, bits, along, dtype)
+            made[row, :, :prefix] = dequantise(codes[row, :, :prefix], scales, minima, bits, along, dtype)
         exact = torch.arange(prefix, tokens, device=ring.device)
         made[row, :, prefix:tokens] = ring[row][:, exact % slots].to(dtype)
     return made
 
 
 def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    planes = codes.unflatten(-1, (8 // bits, -1)).unbind(-2)
+    planes = codes.chunk(8 // bits, -1)
     packed = planes[0].clone()
     for number, plane in enumerate(planes[1:], 1):
         packed |= plane << (bits * number)

@@ -8,9 +8,8 @@ import torch
 from graphwright.codegen.lower import lower
 from graphwright.ir import dialect
 from graphwright.ir.containers import Leaf
-from graphwright.ir.errors import LoweringError
 from graphwright.ir.fixing import fix_dimension
-from graphwright.ir.ops.kv_quantized import CHANNEL, TOKEN, kv_quantized_append_reference, quantised_tokens
+from graphwright.ir.ops.kv_quantized import CHANNEL, TOKEN, kv_quantized_append_reference
 from graphwright.ir.signature import Parameter, Range, Signature, TensorSpec
 from graphwright.runtime.executable import Executable
 
