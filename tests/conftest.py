@@ -80,6 +80,12 @@ def builder() -> Any:
     return load("builder").Builder
 
 
+@pytest.fixture(scope="session")
+def trials() -> ModuleType:
+    """The module tests/trials.py: what passes are tried with."""
+    return load("trials")
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Compare a text with the file of the test's name under tests/golden."""

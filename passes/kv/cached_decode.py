@@ -57,7 +57,7 @@ class CachedDecode(Pass):
     def plan(self, program: Program, context: Context) -> Plan:
         """Decide how every attention reads its cache; one refusal if the program cannot be derived."""
         if program.states:
-            return Plan(self.name, (), ())
+            return Plan(self.name, (), (Refusal("", "the program has caches already"),))
         try:
             decisions = self._decide(program)
         except NotCausal as found:

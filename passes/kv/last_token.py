@@ -53,9 +53,10 @@ class LastToken(Pass):
     def plan(self, program: Program, context: Context) -> Plan:
         """Decide where the tokens that are not wanted are dropped."""
         result = program.results[0] if program.results else None
-        if not program.states or any(spec.name == LAST for spec in program.signature.tensors):
-            refusals = () if program.states else (Refusal(program.output.name, "the program has no caches"),)
-            return Plan(self.name, (), refusals)
+        if not program.states:
+            return Plan(self.name, (), (Refusal(program.output.name, "the program has no caches"),))
+        if any(spec.name == LAST for spec in program.signature.tensors):
+            return Plan(self.name, (), (Refusal("", "calls name the last token already"),))
         if not isinstance(result, fx.Node) or result.meta["val"].dim() != 3:
             return Plan(self.name, (), (Refusal(program.output.name, "the first result is not [batch, tokens, features]"),))
         rows = _chain(result)

@@ -73,13 +73,13 @@ class PackTokens(Pass):
     def plan(self, program: Program, context: Context) -> Plan:
         """Decide which operations to compute for packed tokens: all that depend on what tokens hold, or none."""
         if program.signature.packing is not None:
-            return Plan(self.name, (), ())
+            return Plan(self.name, (), (Refusal("", "the program is packed already"),))
         try:
             region = self._region(program)
         except NotPackable as found:
             return Plan(self.name, (), (Refusal(found.where, str(found)),))
         if region is None:
-            return Plan(self.name, (), ())
+            return Plan(self.name, (), (Refusal("", "there is no attention whose mask says which tokens are padding"),))
         attentions = sum(node.target is dialect.attention for node in region.nodes)
         why = f"{len(region.nodes)} operations on tokens, {attentions} of them attention, need no padding"
         detail = {"multiple": self.multiple, "nodes": [node.name for node in region.nodes]}

@@ -288,10 +288,11 @@ def test_declines_fixed_sizes(encoder):
 
 
 def test_without_attention_there_is_nothing_to_do():
-    """A program without attention gets an empty plan and no refusal."""
+    """A program without attention is refused: nothing says what is padding."""
     program = run_passes(graphwright.capture(nn.Linear(3, 3), torch.randn(4, 3), check=False))
     plan = PackTokens().plan(program, Context())
-    assert (plan.decisions, plan.refusals) == ((), ())
+    assert plan.decisions == ()
+    assert [refusal.where for refusal in plan.refusals] == [""]
 
 
 def test_packs_once(program):
