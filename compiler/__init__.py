@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Compiled", "capture", "compile", "export_onnx", "load"]
+__all__ = ["Compiled", "capture", "compile", "export_onnx", "load", "measure"]
 
 _MODULES = {
     "Compiled": "compiled",
@@ -21,6 +21,7 @@ _MODULES = {
     "compile": "compiling",
     "export_onnx": "exporting_onnx",
     "load": "compiled",
+    "measure": "measuring",
 }
 """Name -> the module that defines it, imported when the name is first used: importing Graphwright loads no heavy library."""
 

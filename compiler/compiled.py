@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ REPORT = "report.json"
 GRAPH = "ir/final.txt"
 RECIPE = "recipe.toml"
 GENERATION = "generation.json"
+PLAIN = "plain"
+"""The name of a model's own program, beside those of its generator."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Report:
         steps: number of steps of a call, by kind: "kernel", "matmul", "call".
         times_us: how long capturing, the passes, lowering and loading took, by name.
         decoding: the passes that made the program with caches of the model's own, in order; empty if it does not generate.
+        prefill: the passes that ran after these on the program for prompts alone.
+        costs: what the programs cost after all passes: "plain", and if it generates "prefill" and "step".
     """
 
     notes: tuple[str, ...]
@@ -48,11 +52,13 @@ class Report:
     steps: Mapping[str, int]
     times_us: Mapping[str, int]
     decoding: tuple[PassRecord, ...] = ()
+    prefill: tuple[PassRecord, ...] = ()
+    costs: Mapping[str, ProgramCost] = field(default_factory=dict)
 
     @property
     def all_records(self) -> tuple[PassRecord, ...]:
-        """The passes that ran on the model's own program, and then those that ran on the program with caches."""
-        return (*self.records, *self.decoding)
+        """The passes that ran on the model's own program, then those on the program with caches and on that for prompts."""
+        return (*self.records, *self.decoding, *self.prefill)
 
     def to_json(self) -> str:
         """Return the report as JSON text."""
@@ -62,22 +68,24 @@ class Report:
     def from_json(cls, text: str) -> Report:
         """Return the report that `to_json` wrote."""
         data = json.loads(text)
-        records = tuple(_record(entry) for entry in data.pop("records"))
-        decoding = tuple(_record(entry) for entry in data.pop("decoding", ()))
-        return cls(records=records, notes=tuple(data.pop("notes")), decoding=decoding, **data)
+        records, decoding, prefill = (
+            tuple(_record(entry) for entry in data.pop(key, ())) for key in ("records", "decoding", "prefill")
+        )
+        costs = {name: _cost(entry) for name, entry in data.pop("costs", {}).items()}
+        notes = tuple(data.pop("notes"))
+        return cls(notes=notes, records=records, decoding=decoding, prefill=prefill, costs=costs, **data)
 
 
 def _record(data: dict[str, Any]) -> PassRecord:
     plan = data.pop("plan")
     decisions = tuple(Decision(**entry) for entry in plan["decisions"])
     refusals = tuple(Refusal(**entry) for entry in plan["refusals"])
-    data["cost_before"], data["cost_after"] = (_cost(data.get(key)) for key in ("cost_before", "cost_after"))
+    for key in ("cost_before", "cost_after"):
+        data[key] = _cost(data[key]) if data.get(key) is not None else None
     return PassRecord(plan=Plan(plan["pass_name"], decisions, refusals), **data)
 
 
-def _cost(data: dict[str, Any] | None) -> ProgramCost | None:
-    if data is None:
-        return None
+def _cost(data: dict[str, Any]) -> ProgramCost:
     return ProgramCost(tuple(CostLine(**line) for line in data["lines"]), data["weight_bytes"], data["state_bytes"])
 
 
@@ -89,6 +97,8 @@ class Compiled:
 
     Attributes:
         graph: the program after all passes, printed.
+        graphs: all programs, printed: "plain" is the model's own; if it generates, "prefill" is for prompts and "step" is for
+            one token.
         report: how it was made.
         recipe: the passes that were asked for, and the model they were for, as TOML; "" where it is not known.
         generator: what generates tokens; None if the model was not compiled for it.
@@ -102,8 +112,10 @@ class Compiled:
         recipe: str = "",
         generator: Generator | None = None,
         watch: Watch | None = None,
+        graphs: Mapping[str, str] | None = None,
     ) -> None:
         self.graph = graph
+        self.graphs = {PLAIN: graph, **(graphs or {})}
         self.report = report
         self.recipe = recipe
         self.generator = generator
@@ -220,6 +232,7 @@ class Compiled:
             programs = self.generator.programs()
             weights = self.generator.weights() | weights
             extra[GENERATION] = self.generator.ending.to_json()
+            extra |= {_graph_member(name): self.graphs[name] for name in programs if name in self.graphs}
         save_artifact(path, executable.schedule, weights, executable.signature, extra, programs)
 
     def __repr__(self) -> str:
@@ -245,8 +258,15 @@ def load(path: str | os.PathLike[str]) -> Compiled:
     artifact = load_artifact(path)
     executable = Executable(artifact.schedule, artifact.weights, artifact.signature)
     report = Report.from_json(artifact.extra[REPORT])
-    generator = None
+    generator, graphs = None, {}
     if GENERATION in artifact.extra:
         ending = Ending.from_json(artifact.extra[GENERATION])
         generator = load_generator(artifact.programs, artifact.weights, ending, executable)
-    return Compiled(executable, artifact.extra.get(GRAPH, ""), report, artifact.extra.get(RECIPE, ""), generator)
+        members = {name: _graph_member(name) for name in artifact.programs}
+        graphs = {name: artifact.extra[member] for name, member in members.items() if member in artifact.extra}
+    recipe = artifact.extra.get(RECIPE, "")
+    return Compiled(executable, artifact.extra.get(GRAPH, ""), report, recipe, generator, graphs=graphs)
+
+
+def _graph_member(program: str) -> str:
+    return f"ir/final-{program}.txt"

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from graphwright.codegen.lower import lower
+from graphwright.ir.analyses.cost_lines import program_cost
 from graphwright.ir.errors import OptionError
 from graphwright.ir.printer import print_program
 from graphwright.ir.program import Program
-from graphwright.ir.records import PassRecord
 from graphwright.passes.base import Context, Pass, Stage
 from graphwright.runtime.executable import Executable
 from graphwright.runtime.schedule import Schedule
 
 from .capturing import capture
-from .compiled import Compiled, Report
-from .generating import compile_generator, ending_of
+from .compiled import PLAIN, Compiled, Report
+from .generating import Derived, compile_generator, ending_of
 from .pipeline import DEFAULT_PASSES, run_passes
 from .recipe import Mark, Recipe, mark_of, recipe_of
 from .sampling import Dynamic
@@ -82,14 +82,15 @@ def compile(
     clock.stop("lower")
     executable = Executable(schedule, program.weights, program.signature)
     clock.stop("load")
-    generator = None
-    records: tuple[PassRecord, ...] = ()
+    derived = None
     if generate:
-        generator, records = compile_generator(program, context, executable, ending_of(model), cached, keep_text=keep_text)
+        derived = compile_generator(program, context, executable, ending_of(model), cached, keep_text=keep_text)
         clock.stop("generator")
-    report = _report(program, schedule, clock.times_us, records)
+    report = _report(program, schedule, clock.times_us, derived)
     watch = Watch(executable.shared_weights(program.weights))
-    return Compiled(executable, print_program(program), report, asked.to_toml(), generator, watch)
+    graphs = {} if derived is None else {name: print_program(made) for name, made in derived.programs.items()}
+    generator = None if derived is None else derived.generator
+    return Compiled(executable, print_program(program), report, asked.to_toml(), generator, watch, graphs)
 
 
 def _by_stage(passes: Iterable[Pass], generate: bool) -> tuple[list[Pass], list[Pass]]:
@@ -107,12 +108,22 @@ def _by_stage(passes: Iterable[Pass], generate: bool) -> tuple[list[Pass], list[
     return plain, cached
 
 
-def _report(program: Program, schedule: Schedule, times_us: Mapping[str, int], decoding: tuple[PassRecord, ...]) -> Report:
+def _report(program: Program, schedule: Schedule, times_us: Mapping[str, int], derived: Derived | None) -> Report:
     steps: dict[str, int] = {}
     for step in schedule.steps:
         kind = type(step).__name__.removesuffix("Step").lower()
         steps[kind] = steps.get(kind, 0) + 1
-    return Report(tuple(program.notes), tuple(program.records), len(schedule.kernels), steps, times_us, decoding)
+    programs = {PLAIN: program, **(derived.programs if derived is not None else {})}
+    return Report(
+        notes=tuple(program.notes),
+        records=tuple(program.records),
+        kernels=len(schedule.kernels),
+        steps=steps,
+        times_us=times_us,
+        decoding=derived.records if derived is not None else (),
+        prefill=derived.prefill if derived is not None else (),
+        costs={name: program_cost(made) for name, made in programs.items()},
+    )
 
 
 class _Clock:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from graphwright.codegen.lower import lower
@@ -21,6 +22,23 @@ AFTER = ("common-subexpressions", "constant-folding", "dead-code")
 """What is done to a derived program."""
 
 
+@dataclass(frozen=True)
+class Derived:
+    """What generates, and where it came from.
+
+    Args:
+        generator: continues sequences.
+        programs: the program for prompts and that for one token, by their names.
+        records: the passes that made the program with caches of the plain one.
+        prefill: those that ran on the program for prompts after these.
+    """
+
+    generator: Generator
+    programs: Mapping[str, Program]
+    records: tuple[PassRecord, ...]
+    prefill: tuple[PassRecord, ...]
+
+
 def compile_generator(
     program: Program,
     context: Context,
@@ -29,8 +47,8 @@ def compile_generator(
     passes: Iterable[Pass | str] = (),
     *,
     keep_text: bool = False,
-) -> tuple[Generator, tuple[PassRecord, ...]]:
-    """Return what continues sequences, and the records of what made its programs of the plain one.
+) -> Derived:
+    """Return what continues sequences, and the programs that it was made of.
 
     Args:
         program: the program of a causal decoder, after all passes.
@@ -50,12 +68,12 @@ def compile_generator(
         reasons = [refusal.reason for record in records for refusal in record.plan.refusals if _is_ours(record)]
         raise PassError(f"generate: the model cannot be run token by token: {'; '.join(reasons) or 'no reason was given'}")
     _tell_apart(derived, program)
-    prompt = run_passes(derived, ["last-token", "dead-code"], context)
+    prompt = run_passes(derived, ["last-token", "dead-code"], context, keep_text=keep_text)
     single = fix_dimension(derived, "tokens", 1)
-    programs = {
-        name: (lower(made, device=context.target), made.signature) for name, made in ((PREFILL, prompt), (STEP, single))
-    }
-    return load_generator(programs, {**prompt.weights, **single.weights}, ending, shared), records
+    programs = {PREFILL: prompt, STEP: single}
+    lowered = {name: (lower(made, device=context.target), made.signature) for name, made in programs.items()}
+    generator = load_generator(lowered, {**prompt.weights, **single.weights}, ending, shared)
+    return Derived(generator, programs, records, tuple(prompt.records[len(derived.records) :]))
 
 
 def _tell_apart(derived: Program, plain: Program) -> None:

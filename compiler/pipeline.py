@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from torch import fx
@@ -69,6 +69,24 @@ def run_passes(
     for step in as_passes(passes):
         program = _run(program, step, context, keep_text, costs)
     return program.copy() if program.graph is start.graph else program
+
+
+def replay(program: Program, records: Iterable[PassRecord]) -> Iterator[tuple[PassRecord, Program]]:
+    """Yield the program as it was after each pass that changed something, by the plans that were recorded.
+
+    Args:
+        program: as it was before the first of the passes; it is not changed.
+        records: of passes that ran on it, in order.
+
+    Raises:
+        OptionError: a pass is unknown here.
+        PlanError: the program is another one than the plans were made for.
+    """
+    for record in records:
+        if record.plan.decisions:
+            (step,) = as_passes([record.options])
+            program = step.apply(program, record.plan)
+            yield record, program
 
 
 class _Costs:

@@ -63,18 +63,21 @@ def diff_programs(before: Program, after: Program) -> list[Difference]:
         """Return whether an added node takes the place of a removed one, for all who read it."""
         return old not in matched and new not in back and replaced.setdefault(old, new) is new
 
+    added: list[Difference] = []
     for new in two.nodes:
         old = back.get(new)
         if old is None:
-            found.append(_difference("added", None, new, one, two))
+            added.append(_difference("added", None, new, one, two))
             continue
         at = one.places[old]
         found += [_difference("removed", node, None, one, two) for node in one.nodes[position:at] if node not in matched]
-        position = max(position, at)
+        found += added
+        position, added = at, []
         pairs = zip(one.operands(old), two.operands(new), strict=True)
         same = [matched.get(a) is b or is_replaced(a, b) for a, b in pairs]
         found.append(_difference("same" if all(same) else "changed", old, new, one, two))
     found += [_difference("removed", node, None, one, two) for node in one.nodes[position:] if node not in matched]
+    found += added
     return found
 
 
