@@ -158,6 +158,9 @@ def attention_tiles(spec: AttentionSpec, target_is_cuda: bool, *, query_length: 
         smallest = 16 if target_is_cuda else 1
         queries = min(queries, max(smallest, 1 << max(query_length - 1, 0).bit_length()))
     keys = 32 if target_is_cuda and wide > 128 else 64
+    if spec.one and not target_is_cuda:
+        # The next block is fetched while one is worked on; few keys at a time spread the fetching evenly.
+        keys = 32 if wide * (4 if spec.dtype == "float32" else 2) <= 128 else 16
     return {"BLOCK_M": queries, "BLOCK_N": keys, "num_warps": 4, "num_stages": 2}
 
 

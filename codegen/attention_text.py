@@ -220,7 +220,8 @@ def _loads(spec: AttentionSpec, rows: str | None) -> Iterator[str]:
         for i, part in enumerate(parts):
             mask = part.mask(rows)
             other = ", other=0.0" if mask else ""
-            yield f"{tensor}{i} = tl.load(p_{tensor}_block + o_n * {tensor}_token + {part.columns}{mask}{other})"
+            once = ', eviction_policy="evict_first"' if spec.one else ""
+            yield f"{tensor}{i} = tl.load(p_{tensor}_block + o_n * {tensor}_token + {part.columns}{mask}{other}{once})"
 
 
 def _limits(spec: AttentionSpec) -> str:

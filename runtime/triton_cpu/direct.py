@@ -106,6 +106,17 @@ def in_memory(lowering: Lowering, load: Value, order: list[int]) -> tuple[Text, 
     return condition, Buffer(address, shape, [strides[d] for d in order], load.element)
 
 
+def corner(lowering: Lowering, pointers: Value) -> tuple[Text, int | Text, int | Text] | None:
+    """The base of an affine rank-2 tile, the offset of its first element and the distance of its rows; None without a base."""
+    found = _offset(lowering, pointers, 0, 0)
+    if found is None:
+        return None
+    base, first = found
+    known = lowering.plan.layout.strides(pointers)[0]
+    step = known if isinstance(known, int) else _difference(lowering, pointers, 0, 1, first)
+    return None if step is None else (base, first.value, step)  # type: ignore[return-value]
+
+
 def _offset(lowering: Lowering, pointers: Value, i: int, j: int) -> tuple[Text, Uniform] | None:
     pointer = lowering.eval(pointers, (Coord(i), Coord(j)))
     assert isinstance(pointer, Pointer)

@@ -18,6 +18,7 @@ from .buffers import Buffer
 from .chunks import Chunks, index_as
 from .emit import LLVM_TYPES, Text
 from .errors import UnsupportedError
+from .fetching import fetch_behind
 from .generated import Site, SiteKind
 from .microkernel import Operand
 from .options import CPUOptions
@@ -274,6 +275,8 @@ class Lowering(Chunks):
             if op.results[0] not in self.buffers:
                 MATERIALISERS[op.name](self, op)
             return
+        if op.name == "tt.load":
+            fetch_behind(self, op)
         for result in op.results:
             if result in self.plan.pinned:
                 self.materialise(result)
