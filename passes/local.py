@@ -46,13 +46,13 @@ class LocalPass(Pass):
         """Return the program with the plan's values replaced, and without the nodes that this left unused.
 
         Raises:
-            PlanError: the plan names a node that is not there, or lacks what is needed.
+            PlanError: the plan names a node that is not there, or one twice, or lacks what is needed.
         """
         result = program.copy()
         places = Places(result.graph, plan.pass_name)
         replaced = []
         for decision in plan.decisions:
-            node = places[decision.where]
+            node = places.once(decision.where)
             try:
                 with result.graph.inserting_before(node):
                     new = self.build(result, node, dict(decision.detail), places)
@@ -71,6 +71,7 @@ class Places:
     def __init__(self, graph: fx.Graph, pass_name: str) -> None:
         self._pass_name = pass_name
         self._nodes = {node.name: node for node in graph.nodes}
+        self._decided: set[str] = set()
 
     def __getitem__(self, name: str) -> fx.Node:
         """Return the node, or what has taken its place.
@@ -81,6 +82,18 @@ class Places:
         node: fx.Node | None = self._nodes.get(name)
         if node is None:
             raise PlanError(f"{self._pass_name}: the plan names %{name}, which is not in the graph: plan again")
+        return node
+
+    def once(self, name: str) -> fx.Node:
+        """Return the node that a decision is about, or what has taken its place.
+
+        Raises:
+            PlanError: there is no such node, or another decision was about it.
+        """
+        node = self[name]
+        if name in self._decided:
+            raise PlanError(f"{self._pass_name}: the plan names %{name} twice")
+        self._decided.add(name)
         return node
 
     def move(self, name: str, node: fx.Node) -> None:

@@ -21,11 +21,15 @@ from graphwright.runtime.kv_cache import KVCache
 
 TEXTS: dict[str, str] = {
     "drop-layers": "drop-layers:drop=1,minimum_tokens=8",
+    "merge-tokens": "merge-tokens:r=1",
+    "quantize-cache": "quantize-cache:group_size=16,residual=16",
+    "tier-cache": "tier-cache:group_size=8,residual=8",
+    "window-attention": "window-attention:window=3,sinks=1",
 }
 """Passes that do nothing without options, or nothing to models that are this small: how they are tried."""
 
-CHUNKS = (5, 1, 3)
-"""Tokens of the calls of a program with caches, one after the other."""
+CHUNKS = (20, 1, 18)
+"""Tokens of the calls of a program with caches, one after the other: enough for small groups of them to be complete."""
 
 
 def tried(name: str) -> Pass:

@@ -130,7 +130,7 @@ class QuantizeCache(Pass):
         gone: list[fx.Node] = []
         made: dict[fx.Node, fx.Node] = {}
         for decision in plan.decisions:
-            node = places[decision.where]
+            node = places.once(decision.where)
             site = site_of(result, node, layers[node]) if node in layers else "it is no attention over a cache"
             form = self._planned(decision.detail, decision.where)
             reason = site if isinstance(site, str) else form.why_not(site)
