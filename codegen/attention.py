@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from graphwright.ir.errors import LoweringError
+from graphwright.ir.ops.block_index import TILE
 
 from .attention_parts import LARGEST_DIM, Part, cut
 from .attention_text import HELPERS, kernel_body
@@ -48,6 +49,9 @@ class AttentionSpec:
             in a sequence, and the offset is 0.
         cached: keys and values are caches with slots for more than there are: the offset of sequence i_b is p_past[i_b], an
             int64, and there are offset + query_length keys.
+        listed: 64 queries see the keys that lists name. A row of p_blocks, of blocks_row int32, is the number of blocks of 64
+            keys (negative for all keys) and their first keys, descending; a row of p_columns, of columns_row int32, is the
+            number of single keys and these. BLOCK_M and BLOCK_N are 64. No limits are told but causality.
         one: there is one query, and a program computes it for all heads that share a key head i_h, which are its rows: o_q
             counts them from the first. The query's own key and value, p_new_k and p_new_v, are put into the caches first.
 
@@ -75,6 +79,7 @@ class AttentionSpec:
     lse: bool = False
     ragged: bool = False
     cached: bool = False
+    listed: bool = False
     one: bool = False
 
     def __post_init__(self) -> None:
@@ -118,28 +123,30 @@ def attention_parameters(spec: AttentionSpec) -> tuple[str, ...]:
     """Return the names of the kernel's parameters in order, without the constants BLOCK_M and BLOCK_N, which follow.
 
     The pointers p_q, p_k, p_v, p_out, then p_lse and p_sink where there are such, p_starts (int32) if the kernel is ragged,
-    p_past if it is cached, p_new_k and p_new_v if there is one query; the operands of the mask; query_length, key_length and
-    offset, unless ragged (if cached query_length and the capacity of the caches, for one query the capacity alone); scale,
-    what products of queries and keys are multiplied by; and the strides in elements of q, k, v and out, each along the batch
-    (unless ragged), the heads and the tokens, as q_batch, q_head, q_token, then those of new_k and new_v. The stride along
-    the last dimension is 1.
+    p_past if it is cached, p_new_k and p_new_v if there is one query, p_blocks and p_columns if there are lists; the operands
+    of the mask; query_length, key_length and offset, unless ragged (if cached query_length and the capacity of the caches, for
+    one query the capacity alone), and blocks_row if there are lists; scale, what products of queries and keys are multiplied
+    by; and the strides in elements of q, k, v and out, each along the batch (unless ragged), the heads and the tokens, as
+    q_batch, q_head, q_token, then those of new_k and new_v. The stride along the last dimension is 1. columns_row is last.
     """
     names = ["p_q", "p_k", "p_v", "p_out"]
     names += ["p_lse"] * spec.lse + ["p_sink"] * spec.sink + ["p_starts"] * spec.ragged + ["p_past"] * spec.cached
-    names += ["p_new_k", "p_new_v"] * spec.one
+    names += ["p_new_k", "p_new_v"] * spec.one + ["p_blocks", "p_columns"] * spec.listed
     names += spec.operands
     names += [*attention_lengths(spec), "scale"]
     dims = ("head", "token") if spec.ragged else ("batch", "head", "token")
     names += [f"{tensor}_{dim}" for tensor in ("q", "k", "v", "out") for dim in dims]
     names += [f"{tensor}_{dim}" for tensor in ("new_k", "new_v") for dim in ("batch", "head")] * spec.one
+    names += ["columns_row"] * spec.listed
     return tuple(names)
 
 
 def attention_lengths(spec: AttentionSpec) -> tuple[str, ...]:
     """Return the parameters that change from call to call, which the kernel is not specialised for."""
+    rows = ("blocks_row",) * spec.listed
     if spec.cached:
-        return ("capacity",) if spec.one else ("query_length", "capacity")
-    return () if spec.ragged else ("query_length", "key_length", "offset")
+        return ("capacity",) if spec.one else ("query_length", "capacity", *rows)
+    return () if spec.ragged else ("query_length", "key_length", "offset", *rows)
 
 
 def attention_tiles(spec: AttentionSpec, target_is_cuda: bool, *, query_length: int | None = None) -> dict[str, int]:
@@ -150,6 +157,8 @@ def attention_tiles(spec: AttentionSpec, target_is_cuda: bool, *, query_length: 
         target_is_cuda: whether it runs on a CUDA device, not on a CPU.
         query_length: S, where it is known to be always the same; a program of few queries needs no large block.
     """
+    if spec.listed:
+        return {"BLOCK_M": TILE, "BLOCK_N": TILE, "num_warps": 4, "num_stages": 2}
     wide = max(sum(part.size for part in parts) for parts in (spec.query_parts, spec.value_parts))
     # On a CPU two blocks of queries at a time halve the traffic of keys; where the products are short, it is little, and where
     # they are long, the tiles no longer fit in the first-level cache.

@@ -38,6 +38,11 @@ def kernel_body(spec: AttentionSpec) -> Iterator[str]:
     yield from _start(spec)
     yield ""
     yield from _ranges(spec)
+    if spec.listed:
+        yield from _listed(spec)
+        yield ""
+        yield from _end(spec)
+        return
     middle = (1 if spec.starts else 0) + (1 if spec.sinks else 0)
     yield f"for part in tl.static_range({middle + 2}):"
     limits = "starts[part], stops[part]" if spec.sinks else "bounds[part], bounds[part + 1]"
@@ -51,7 +56,11 @@ def _summary(spec: AttentionSpec) -> str:
     limits = [f"position - {spec.window}"] * (spec.window is not None) + ["key"]
     limits += [f"position + {spec.reach}"] * (spec.reach is not None)
     seen = f", where {' < '.join(limits)}" if len(limits) > 1 else ""
-    named = [f"{spec.sinks} sinks"] * bool(spec.sinks) + [f"chunks of {spec.chunk}"] * (spec.chunk is not None)
+    named = (
+        ["lists of keys"] * spec.listed
+        + [f"{spec.sinks} sinks"] * bool(spec.sinks)
+        + [f"chunks of {spec.chunk}"] * (spec.chunk is not None)
+    )
     extras = [("predicate", spec.predicate), ("bias", spec.bias), ("softcap", spec.softcap), ("sink", spec.sink)]
     named += [name for name, value in extras if value]
     extra = f"; with {', '.join(named)}" if named else ""
@@ -138,6 +147,8 @@ def _ranges(spec: AttentionSpec) -> Iterator[str]:
     if spec.ragged and stop == all_stop:
         stop = f"tl.where(first_q < query_length, {stop}, 0)"
     yield f"stop = {stop}"
+    if spec.listed:
+        return
     if not spec.starts:
         yield f"whole_stop = tl.maximum({all_stop}, 0) // BLOCK_N * BLOCK_N"
         yield "# Every query of the block sees the keys up to whole_stop, and none sees one from stop on."
@@ -183,6 +194,39 @@ def _beginnings(spec: AttentionSpec) -> Iterator[tuple[str, str]]:
         yield f"({position}) // {behind}", f"({position} + {rows} - 1) // {behind}"
 
 
+def _listed(spec: AttentionSpec) -> Iterator[str]:
+    """The walk over the blocks that a list names, nearest first, and then over its single keys."""
+    yield "i_list = (i_b.to(tl.int64) * tl.num_programs(1) + i_h) * tl.num_programs(0) + i_m"
+    yield "p_blocks += i_list * blocks_row"
+    yield "p_columns += i_list * columns_row"
+    yield "block_count = tl.load(p_blocks)"
+    yield "# A negative number of blocks stands for all keys."
+    yield "has_list = block_count >= 0"
+    yield "column_count = tl.load(p_columns, mask=has_list, other=0)"
+    yield "block_count = tl.where(has_list, block_count, tl.cdiv(stop, BLOCK_N))"
+    yield "# Blocks do not overlap: two at most reach past the first query, and one before the first key."
+    yield "bounds = (0, tl.minimum(block_count, 2), tl.maximum(block_count - 1, tl.minimum(block_count, 2)), block_count)"
+    yield "for part in tl.static_range(3):"
+    yield "    for i_block in range(bounds[part], bounds[part + 1]):"
+    yield "        first_k = tl.load(p_blocks + 1 + i_block, mask=has_list, other=0)"
+    yield "        first_k = tl.where(has_list, first_k, (block_count - 1 - i_block) * BLOCK_N)"
+    yield from (f"        {line}" for line in _block(spec, "part == 1"))
+    yield "for first_column in range(0, column_count, BLOCK_N):"
+    yield from (f"    {line}" for line in _single_keys(spec))
+
+
+def _single_keys(spec: AttentionSpec) -> Iterator[str]:
+    """One step over keys that lie anywhere."""
+    inside = "first_column + {} < column_count"
+    for name, numbers, other in (("rows", "o_n", "0"), ("o_k", "tl.arange(0, BLOCK_N)[None, :]", _key_length(spec))):
+        yield f"{name} = tl.load(p_columns + 1 + first_column + {numbers}, mask={inside.format(numbers)}, other={other})"
+    for tensor, parts in (("k", spec.query_parts), ("v", spec.value_parts)):
+        for i, part in enumerate(parts):
+            mask = part.mask(inside.format("o_n"))
+            yield f"{tensor}{i} = tl.load(p_{tensor} + rows.to(tl.int64) * {tensor}_token + {part.columns}{mask}, other=0.0)"
+    yield from _update(spec, None)
+
+
 def _block(spec: AttentionSpec, whole: str) -> Iterator[str]:
     """One step: scores of a block of keys, and what they do to the running sums."""
     yield "o_k = first_k + tl.arange(0, BLOCK_N)[None, :]"
@@ -191,7 +235,14 @@ def _block(spec: AttentionSpec, whole: str) -> Iterator[str]:
     yield f"if {whole}:"
     yield from (f"    {line}" for line in _loads(spec, None))
     yield "else:"
-    yield from (f"    {line}" for line in _loads(spec, f"first_k + o_n < {_key_length(spec)}"))
+    first = "(first_k + o_n >= 0) & " if spec.listed else ""
+    rows = f"first_k + o_n < {_key_length(spec)}"
+    yield from (f"    {line}" for line in _loads(spec, f"{first}({rows})" if first else rows))
+    yield from _update(spec, whole)
+
+
+def _update(spec: AttentionSpec, whole: str | None) -> Iterator[str]:
+    """Scores of loaded keys, and what they do to the running sums; `whole` says where no limit has to be looked at."""
     precision = ', input_precision="ieee"' if spec.dtype == "float32" else ""
     for i in range(len(spec.query_parts)):
         yield f"s = tl.dot(q{i}, tl.trans(k{i}){', s' if i else ''}{precision})"
@@ -203,8 +254,12 @@ def _block(spec: AttentionSpec, whole: str) -> Iterator[str]:
         yield f"s += {spec.bias}"
     if spec.predicate is not None:
         yield f's = tl.where({spec.predicate}, s, float("-inf"))'
-    yield f"if not ({whole}):"
-    yield f'    s = tl.where({_limits(spec)}, s, float("-inf"))'
+    limited = f's = tl.where({_limits(spec)}, s, float("-inf"))'
+    if whole is None:
+        yield limited
+    else:
+        yield f"if not ({whole}):"
+        yield f"    {limited}"
     exponential = _exponential(spec)
     yield "new_max = larger(row_max, tl.reduce(s, 1, larger))"
     yield f"weights = {exponential}(s - new_max[:, None])"
@@ -228,6 +283,7 @@ def _limits(spec: AttentionSpec) -> str:
     position = _position(spec, "o_q")
     # Parts of a walk with sinks do not end where a block of keys does.
     limits = ["o_k < stops[part]" if spec.sinks else f"o_k < {_key_length(spec)}"]
+    limits += ["o_k >= 0"] * spec.listed
     if spec.reach is not None:
         reach = f"o_k < {position} + {spec.reach}" if spec.reach > 1 else f"o_k <= {position}"
         limits.append(f"({reach}) | ({position} < {spec.free})" if spec.free else reach)

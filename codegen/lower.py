@@ -24,6 +24,7 @@ from .provenance import provenance_of
 from .sources import KernelSources
 from .states import states_in_place
 from .step_table import step_maker
+from .steps import scratch_buffer
 from .values import COLUMN
 
 MOST_ROUNDS = 1000
@@ -122,12 +123,16 @@ class _Lowering:
         if name in self.buffers:
             return
         allocated = own if shape is None else shape
-        written = strides if shape is None else contiguous_strides(shape)
+        self._add_buffer(name, dtype, allocated, strides if shape is None else contiguous_strides(shape), kind, source)
+
+    def _add_buffer(
+        self, name: str, dtype: torch.dtype, shape: Sequence[Any], strides: Sequence[Any], kind: Any, source: str = ""
+    ) -> None:
         self.buffers[name] = Buffer(
             name,
             str(dtype).removeprefix("torch."),
-            tuple(size_text(n) for n in allocated),
-            tuple(size_text(s) for s in written),
+            tuple(size_text(n) for n in shape),
+            tuple(size_text(s) for s in strides),
             kind,
             source,
         )
@@ -222,6 +227,8 @@ class _Lowering:
             return ()
         maker = step_maker(node)
         if maker is not None:
+            for name, (dtype, shape) in maker.scratch(self.program, node).items():
+                self._add_buffer(scratch_buffer(node, name), dtype, shape, contiguous_strides(shape), "temporary")
             return maker.make(self.program, node, self.where, self.sources, self.device)
         if isinstance(node.meta["val"], torch.Tensor):
             outs: dict[Any, Stored] = {0: self.stored[node]}

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from . import attention_step, kv_quantized_step, kv_step, kv_tiered_step, merge_step, packing_step
+from . import attention_step, kv_quantized_step, kv_step, kv_tiered_step, merge_step, packing_step, sparse_step
 from .steps import StepMaker
 
 STEP_MAKERS: Mapping[Any, StepMaker] = {
@@ -17,6 +17,7 @@ STEP_MAKERS: Mapping[Any, StepMaker] = {
     **kv_quantized_step.MAKERS,
     **kv_tiered_step.MAKERS,
     **merge_step.MAKERS,
+    **sparse_step.MAKERS,
 }
 """Operation -> what makes its steps. An operation outside loops that is not here is a call of PyTorch."""
 

@@ -6,6 +6,7 @@ Each has a schema, a reference in plain PyTorch, a shape rule and a cost; the fi
 from __future__ import annotations
 
 from .ops.attention import attention
+from .ops.block_index import block_index
 from .ops.definition import NAMESPACE, Operation, operations
 from .ops.glu import ACTIVATIONS, glu
 from .ops.kv import kv_append, kv_attention
@@ -15,6 +16,7 @@ from .ops.merge import merge, merge_match, merge_metric, merge_plan, merge_rank,
 from .ops.ragged_attention import ragged_attention
 from .ops.rms_norm import rms_norm
 from .ops.rotary import rotary
+from .ops.sparse_attention import kv_sparse_attention, sparse_attention
 from .ops.take_rows import take_rows
 
 __all__ = [
@@ -22,11 +24,13 @@ __all__ = [
     "NAMESPACE",
     "Operation",
     "attention",
+    "block_index",
     "glu",
     "kv_append",
     "kv_attention",
     "kv_quantized_append",
     "kv_quantized_attention",
+    "kv_sparse_attention",
     "kv_tiered_append",
     "kv_tiered_attention",
     "kv_tiered_mass",
@@ -39,6 +43,7 @@ __all__ = [
     "ragged_attention",
     "rms_norm",
     "rotary",
+    "sparse_attention",
     "take_rows",
     "unmerge",
 ]

@@ -157,7 +157,7 @@ def _with_lists(predicate: str, number: int) -> str:
 def _expect_lists(q: torch.Tensor, blocks: torch.Tensor, columns: torch.Tensor) -> None:
     for name, lists in (("blocks", blocks), ("columns", columns)):
         expect(lists.dim() == 4 and lists.dtype == torch.int32, f"{name} must be int32 of 4 dimensions, got {lists.dtype}")
-        for dim, size in enumerate((q.shape[0], q.shape[1], tiles(q.shape[2]))):  # type: ignore[arg-type]
+        for dim, size in enumerate((q.shape[0], q.shape[1], tiles(q.shape[2]))):
             expect(lists.shape[dim] == size, f"{name} is {tuple(lists.shape)} for queries {tuple(q.shape)}")
 
 
