@@ -16,6 +16,7 @@ from .output import progress
 
 if TYPE_CHECKING:
     from graphwright.compiled import Compiled
+    from graphwright.ir.program import Program
     from graphwright.ir.signature import Signature
     from graphwright.passes.base import Pass
     from graphwright.recipe import Recipe
@@ -61,6 +62,23 @@ class ModelOptions:
     recipe: Path | None
     calibration: tuple[Path, ...]
     generate: bool = False
+
+
+@dataclass(frozen=True)
+class Built:
+    """MODEL, compiled.
+
+    Args:
+        compiled: what came out.
+        model: what went in; None for an artifact.
+        program: as it was captured, before the first pass; None for an artifact.
+        calibration: the sample calls that passes decided by.
+    """
+
+    compiled: Compiled
+    model: Model | None = None
+    program: Program | None = None
+    calibration: tuple[Any, ...] = ()
 
 
 def model_options(function: Function) -> Function:
@@ -162,7 +180,7 @@ def parse_dynamic(texts: Sequence[str]) -> dict[str, dict[int, str]] | bool | No
     return found
 
 
-def build(name: str, options: ModelOptions) -> tuple[Compiled, Model]:
+def build(name: str, options: ModelOptions) -> Built:
     """Return MODEL compiled, and MODEL itself.
 
     The first record of the report is the capture, with the program's text; those of the passes have theirs.
@@ -175,6 +193,7 @@ def build(name: str, options: ModelOptions) -> tuple[Compiled, Model]:
     with progress(f"loading {name}"):
         import graphwright
         from graphwright.generating import ending_of
+        from graphwright.ir.analyses.cost_lines import program_cost
         from graphwright.ir.printer import print_program
         from graphwright.ir.program import calls
         from graphwright.ir.records import PassRecord, Plan
@@ -198,7 +217,8 @@ def build(name: str, options: ModelOptions) -> tuple[Compiled, Model]:
     program.notes[:0] = model.notes
     count = sum(1 for _ in calls(program.graph))
     text = print_program(program)
-    program.records.append(PassRecord(CAPTURE, CAPTURE, Plan(CAPTURE), 0, count, capture_us, text))
+    cost = program_cost(program)
+    program.records.append(PassRecord(CAPTURE, CAPTURE, Plan(CAPTURE), 0, count, capture_us, text, cost_after=cost))
     with progress(f"compiling {type(model.module).__name__}"):
         compiled = graphwright.compile(
             program, passes=passes, recipe=recipe, calibration=calibration, keep_text=True, generate=options.generate
@@ -207,11 +227,11 @@ def build(name: str, options: ModelOptions) -> tuple[Compiled, Model]:
         compiled.generator.ending = ending_of(model.module)
     times_us = {**compiled.report.times_us, CAPTURE: capture_us}
     compiled.report = dataclasses.replace(compiled.report, times_us=times_us)
-    return compiled, model
+    return Built(compiled, model, program, tuple(calibration))
 
 
-def build_or_load(name: str, options: ModelOptions) -> tuple[Compiled, Model | None]:
-    """Return MODEL compiled: read if it is an artifact, with None for MODEL; made anew otherwise.
+def build_or_load(name: str, options: ModelOptions) -> Built:
+    """Return MODEL compiled: read if it is an artifact, made anew otherwise.
 
     Raises:
         click.BadParameter: an option is not written as it should be.
@@ -229,7 +249,7 @@ def build_or_load(name: str, options: ModelOptions) -> tuple[Compiled, Model | N
     with progress(f"loading {name}"):
         import graphwright
 
-        return graphwright.load(name), None
+        return Built(graphwright.load(name))
 
 
 def signature_of(compiled: Compiled) -> Signature:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from .building import build_or_load, gather, generate_option, model_options
-from .compile import summary, summary_tables
-from .output import Command, console, json_option, print_json, table
-
-if TYPE_CHECKING:
-    from graphwright.compiled import Compiled
-    from graphwright.ir.records import PassRecord
-    from graphwright.runtime.schedule import Step
-
-ALL = "all"
-FINAL = "final"
+from .costs import line_table, parse_sizes, size_option
+from .inspected import ALL, FINAL, diff_part, ir_part, kernels_part, plan_part, show_parts, steps_part
+from .output import Command, console, json_option, print_json
+from .summary import PLAIN, PROGRAMS, cost_parts, summary, summary_tables, view_of, where_of
 
 
 @click.command(cls=Command)
@@ -34,6 +26,15 @@ FINAL = "final"
     "which is also what is shown if no STAGE is named.",
 )
 @click.option(
+    "--diff",
+    "diff",
+    is_flag=False,
+    flag_value="",
+    metavar="[STAGE]",
+    help="Show what the pass STAGE changed: the nodes that it removed, added, or gave other operands. If no STAGE is named, it "
+    "is the last --pass, or all passes together if there is none.",
+)
+@click.option(
     "--kernels",
     "kernel",
     is_flag=False,
@@ -43,19 +44,33 @@ FINAL = "final"
 )
 @click.option("--plan", "plan", metavar="PASS", help="Show what a pass decided and what it refused.")
 @click.option("--steps", "with_steps", is_flag=True, help="Show the steps of a call in order.")
+@click.option("--costs", "with_costs", is_flag=True, help="Show the predicted time, operation by operation, at each --size.")
 @click.option(
     "--changed", is_flag=True, help="Leave out passes that changed nothing; with --ir, show what the pass changed as a diff."
 )
+@click.option(
+    "--program",
+    "program",
+    type=click.Choice(PROGRAMS),
+    default=PLAIN,
+    show_default=True,
+    help="Which program: the model's own, or, of a model that generates, the one for prompts or the one for a token.",
+)
 @model_options
 @generate_option
+@size_option
 @json_option
 def inspect(
     model: str,
     stage: str | None,
+    diff: str | None,
     kernel: str | None,
     plan: str | None,
     with_steps: bool,
+    with_costs: bool,
     changed: bool,
+    program: str,
+    sizes: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -63,155 +78,43 @@ def inspect(
 
     Without an option that names a part, a summary is shown.
     """
-    compiled, _ = build_or_load(model, gather(options))
-    data: dict[str, Any] = {"model": model}
+    wanted = parse_sizes(sizes)
+    how = gather(options)
+    if program != PLAIN and not model.endswith(".gw"):
+        how = dataclasses.replace(how, generate=True)
+    if diff is not None and model.endswith(".gw"):
+        raise click.UsageError(
+            f"--diff compares programs, and {model} holds only their texts: give the model that it was compiled from, with the "
+            f"same options, or compare the texts with --ir STAGE --changed"
+        )
+    built = build_or_load(model, how)
+    view = view_of(built.compiled, program)
+    at = where_of(view, wanted, how)
+    data: dict[str, Any] = {"model": model, "program": program}
+    parts = len(data)
     if stage is not None:
-        data["ir"] = _ir(compiled, stage, changed)
+        data["ir"] = ir_part(view, stage, changed)
+    if diff is not None:
+        data["diff"] = diff_part(built, view, diff)
     if kernel is not None:
-        data["kernels"] = _kernels(compiled, kernel)
+        data["kernels"] = kernels_part(view, kernel)
     if plan is not None:
-        data["plan"] = _plan(compiled, plan)
+        data["plan"] = plan_part(view, plan)
     if with_steps:
-        data["steps"] = [step_row(step) for step in compiled.schedule.steps]
-    if len(data) == 1:
-        data["summary"] = summary(compiled)
+        data["steps"] = steps_part(view)
+    if with_costs:
+        data["costs"] = cost_parts(view, at)
+    if len(data) == parts:
+        data["summary"] = summary(built.compiled, view, at)
         if changed:
             for key in ("passes", "decoding"):
                 data["summary"][key] = [p for p in data["summary"][key] if p["decisions"] or p["refusals"]]
     if as_json:
         print_json(data)
-    else:
-        _show(data)
-
-
-def find_record(compiled: Compiled, name: str, option: str) -> int:
-    """Return the place in the report of the pass called `name`, or of its k-th run for `name#k`.
-
-    Of several runs it is the last that changed something.
-
-    Raises:
-        click.BadParameter: no such pass ran.
-    """
-    from graphwright.ir.errors import unknown
-
-    base, _, number = name.partition("#")
-    records = compiled.report.all_records
-    places = [k for k, record in enumerate(records) if base in (record.pass_name, record.options)]
-    if not places:
-        known = {record.pass_name for record in records} | ({FINAL} if option == "--ir" else set())
-        raise click.BadParameter(unknown("pass that ran", name, known), param_hint=option)
-    if number:
-        if not number.isdecimal() or not 1 <= int(number) <= len(places):
-            raise click.BadParameter(f"{base} ran {len(places)} times, and {name} is none of them", param_hint=option)
-        return places[int(number) - 1]
-    return next((k for k in reversed(places) if records[k].plan.decisions), places[-1])
-
-
-def _ir(compiled: Compiled, stage: str, changed: bool) -> dict[str, Any]:
-    """Return the text of a stage: `stage`, `text`, and `diff` to the stage before if only changes are wanted."""
-    records = compiled.report.all_records
-    place = len(compiled.report.records) - 1 if stage == FINAL else find_record(compiled, stage, "--ir")
-    text: str | None
-    if stage == FINAL:
-        text, before = compiled.graph, _text_before(records, 1)
-    else:
-        text, before = _text_before(records, place + 1), _text_before(records, place)
-    if text is None or (changed and before is None and place > 0):
-        raise click.UsageError(
-            "the model was compiled without the text of every pass: compile it with `graphwright compile`, or with "
-            "keep_text=True"
-        )
-    found: dict[str, Any] = {"stage": stage, "text": text}
-    if changed:
-        lines = difflib.unified_diff((before or "").splitlines(), text.splitlines(), "before", "after", lineterm="", n=1)
-        found["diff"] = "\n".join(lines)
-    return found
-
-
-def _text_before(records: tuple[PassRecord, ...], place: int) -> str | None:
-    """Return the program's text before the pass at `place`; None if it was not kept."""
-    for record in reversed(records[:place]):
-        if record.text:
-            return record.text
-        if record.plan.decisions:
-            return None
-    return None
-
-
-def _kernels(compiled: Compiled, name: str) -> list[dict[str, Any]]:
-    from graphwright.ir.errors import unknown
-    from graphwright.runtime.schedule import KernelStep
-
-    known = compiled.kernels
-    if name != ALL and name not in known:
-        raise click.BadParameter(unknown("kernel", name, known), param_hint="--kernels")
-    steps = [step for step in compiled.schedule.steps if isinstance(step, KernelStep)]
-    return [
-        {
-            "name": kernel,
-            "source": source,
-            "steps": [{"name": s.name, "provenance": s.provenance} for s in steps if s.kernel == kernel],
-        }
-        for kernel, source in known.items()
-        if name in (ALL, kernel)
-    ]
-
-
-def _plan(compiled: Compiled, name: str) -> dict[str, Any]:
-    record = compiled.report.all_records[find_record(compiled, name, "--plan")]
-    plan = dataclasses.asdict(record.plan)
-    return {"pass": record.options, "decisions": list(plan["decisions"]), "refusals": list(plan["refusals"])}
-
-
-def step_row(step: Step) -> dict[str, Any]:
-    """Return a step of a call as plain data.
-
-    Keys: `name`, `kind` ("kernel", "matmul" or "call"), `runs` (the kernel, the weight or the operation), `reads` and `writes`
-    (buffers), `provenance`.
-    """
-    from graphwright.runtime.schedule import KernelStep, MatmulStep
-
-    row = {"name": step.name, "kind": type(step).__name__.removesuffix("Step").lower()}
-    if isinstance(step, KernelStep):
-        used = {"runs": step.kernel, "reads": list(step.reads), "writes": list(step.writes)}
-    elif isinstance(step, MatmulStep):
-        used = {"runs": step.weight, "reads": [step.x.buffer, step.weight], "writes": [step.out.buffer]}
-    else:
-        used = {"runs": step.operation, "reads": _buffers(step), "writes": [name for name in step.outs if name]}
-    return {**row, **used, "provenance": step.provenance}
-
-
-def _buffers(step: Any) -> list[str]:
-    from graphwright.runtime.memory import views_in
-
-    return [view.buffer for view in views_in((step.arguments, step.keywords))]
-
-
-def _show(data: dict[str, Any]) -> None:
+        return
     shown = console()
     for part in summary_tables(data["summary"]) if "summary" in data else ():
         shown.print(part)
-    if "ir" in data:
-        # Text that other programs may read: no line is broken.
-        click.echo(data["ir"].get("diff", data["ir"]["text"]))
-    for kernel in data.get("kernels", ()):
-        shown.rule(kernel["name"], align="left")
-        for step in kernel["steps"]:
-            shown.print(f"# launched by {step['name']}: {_places(step['provenance'])}", markup=False, soft_wrap=True)
-        click.echo(kernel["source"])
-    if "plan" in data:
-        decisions = [[d["where"], d["what"], d["why"]] for d in data["plan"]["decisions"]]
-        refusals = [[r["where"] or "the program", r["reason"]] for r in data["plan"]["refusals"]]
-        shown.print(table(f"{data['plan']['pass']}: decisions", ["where", "what", "why"], decisions))
-        shown.print(table(f"{data['plan']['pass']}: refusals", ["where", "reason"], refusals))
-    if "steps" in data:
-        rows = [
-            [k, s["name"], s["kind"], s["runs"], " ".join(s["reads"]), " ".join(s["writes"])]
-            for k, s in enumerate(data["steps"], 1)
-        ]
-        columns = ["", "step", "kind", "runs", "reads", "writes"]
-        shown.print(table("steps of a call", columns, rows, right=("",)))
-
-
-def _places(provenance: str) -> str:
-    return re.sub(r"\s+", " ", provenance)
+    for found in data.get("costs", ()):
+        shown.print(line_table(found))
+    show_parts(data)

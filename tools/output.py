@@ -79,6 +79,31 @@ def progress(what: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def spoken_progress(what: str) -> Iterator[Callable[[str], None]]:
+    """Show the same, and give a function that says what part of it is being done."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status(what) as status:
+        yield lambda part: status.update(f"{what} {escape(part)}")
+
+
+def check_output(path: Path, suffix: str, option: str) -> None:
+    """Check, before any work, that a file can be written there.
+
+    Raises:
+        click.BadParameter: its name ends otherwise, its folder is missing or may not be written to, or it is a folder.
+    """
+    if path.suffix != suffix:
+        raise click.BadParameter(f"{path.name!r} should end with {suffix}", param_hint=option)
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise click.BadParameter(f"there is no folder {str(path.parent)!r}", param_hint=option)
+    if not os.access(folder, os.W_OK):
+        raise click.BadParameter(f"the folder {str(path.parent)!r} may not be written to", param_hint=option)
+
+
 def table(title: str, columns: list[str], rows: list[list[Any]], *, right: tuple[str, ...] = ()) -> Any:
     """Return a table of texts that are shown as they are.
 
@@ -124,6 +149,11 @@ def size_text(count: int) -> str:
             break
         size /= 1024
     return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def percent_text(ratio: float) -> str:
+    """Return a ratio in percent, such as "12.5 %"; what rounds to nothing has no sign."""
+    return f"{ratio * 100 + 0.0:.1f} %".replace("-0.0 %", "0.0 %")
 
 
 def time_text(us: float) -> str:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .building import ModelOptions, build_or_load, gather, model_options, signature_of
-from .compile import tensors_of
-from .output import Command, console, json_option, print_json, progress, table, time_text, write_whole
+from .output import Command, check_output, console, json_option, print_json, progress, table, time_text, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -49,11 +48,12 @@ def run(
     Inputs that are not given are random: token ids below the size of the vocabulary where the compiled model shows it, 0 or 1
     elsewhere; masks of ones. Times are wall times; the first call compiles kernels.
     """
-    if output is not None and output.suffix != ".safetensors":
-        raise click.BadParameter(f"{output.name!r} should end with .safetensors", param_hint="--output")
+    if output is not None:
+        check_output(output, ".safetensors", "--output")
     wanted = _parse_sizes(sizes)
     how = gather(options)
-    compiled, original = build_or_load(model, how)
+    built = build_or_load(model, how)
+    compiled, original = built.compiled, built.model
     with progress("running"):
         tensors = _tensors(compiled, original, how, inputs, wanted)
         results, times_us = call(compiled, tensors, 1 + repeat)
@@ -139,6 +139,7 @@ def _tokenised(compiled: Compiled, how: ModelOptions) -> dict[str, torch.Tensor]
 def call(compiled: Compiled, tensors: list[torch.Tensor], times: int) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Return the tensors that a call returns, by name, and the wall time of each of `times` calls in microseconds."""
     from graphwright.ir.containers import build
+    from graphwright.measuring import tensors_of
 
     # By name every argument can be passed, those of a `*args` too.
     arguments = {name: build(structure, tensors) for name, structure in signature_of(compiled).arguments.items()}

@@ -42,10 +42,10 @@ def test_the_tables_tell_what_was_done(factories: str, tmp_path: Path, capsys: p
 def test_json(factories: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--json prints the summary and the comparison as data, and nothing else."""
     path = tmp_path / "mlp.gw"
-    data = compiled_json(["compile", f"{factories}:mlp", "-o", str(path), "--measure"], capsys)
+    data = compiled_json(["compile", f"{factories}:mlp", "-o", str(path), "--measure", "--threads", "1"], capsys)
     assert set(data) == {
         "model", "output", "inputs", "dimensions", "notes", "passes", "kernels", "steps", "times_us", "weight_bytes",
-        "file_bytes", "measured", "decoding", "cache",
+        "file_bytes", "measured", "decoding", "cache", "program", "cost", "predicted", "machine", "idle",
     }  # fmt: skip
     assert data["inputs"] == [{"name": "input", "dtype": "float32", "shape": ["batch", 8]}]
     assert data["dimensions"] == {"batch": [0, None]}
@@ -58,6 +58,15 @@ def test_json(factories: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert output["name"] == "output"
     assert output["relative_error"] < 1e-5
     assert data["measured"]["ratio"] > 0
+    assert [stage["name"] for stage in data["measured"]["stages"]] == ["capture", "split-bias"]
+    stage = data["measured"]["stages"][1]
+    assert set(stage) == {
+        "name", "quality", "time_us", "original_us", "ratio", "saved_ratio", "saved_ratio_predicted", "compile_us", "predicted",
+    }  # fmt: skip
+    assert stage["quality"]["relative_error"] < 1e-5
+    assert stage["quality"]["cosine"] == pytest.approx(1)
+    assert stage["predicted"]["sizes"] == data["measured"]["sizes"] == {"batch": 3}
+    assert data["measured"]["threads"] == 1
     assert (data["decoding"], data["cache"]) == ([], None)
 
 

@@ -39,7 +39,7 @@ def test_the_summary(mlp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "raise-attention" in shown
     assert "batch 0 to any" in shown
     data = inspected_json([str(mlp), "--changed"], capsys)
-    assert set(data) == {"model", "summary"}
+    assert set(data) == {"model", "program", "summary"}
     assert [entry["name"] for entry in data["summary"]["passes"]] == ["split-bias"]
 
 
@@ -102,7 +102,7 @@ def test_steps(mlp: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_several_parts_and_a_model_that_is_compiled_on_the_fly(factories: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Parts can be combined; MODEL need not be compiled before."""
     data = inspected_json([f"{factories}:mlp", "--no-check", "--ir", "--steps", "--plan", "capture"], capsys)
-    assert set(data) == {"model", "ir", "steps", "plan"}
+    assert set(data) == {"model", "program", "ir", "steps", "plan"}
     assert data["ir"]["stage"] == "final"
 
 
@@ -132,3 +132,83 @@ def test_a_file_without_texts(factories: str, tmp_path: Path, capsys: pytest.Cap
     assert "linear(" in inspected([str(path), "--ir"], capsys)
     assert cli.main(["inspect", str(path), "--ir", "split-bias"]) == 2
     assert "keep_text=True" in " ".join(capsys.readouterr().err.split())
+
+
+def test_costs_are_expressions_and_numbers(mlp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The summary has the cost as expressions of the sizes, and predicted times at each --size; a pass has what it saves."""
+    data = inspected_json([str(mlp), "--size", "batch=4", "--size", "batch=400"], capsys)["summary"]
+    assert data["cost"]["kinds"]["product"] == {"operations": 2, "flops": "384*batch", "moved_bytes": "176*batch + 768"}
+    assert data["cost"]["weight_bytes"] == 4 * (8 * 16 + 16 + 16 * 4 + 4)
+    few, many = data["predicted"]
+    assert (few["sizes"], many["sizes"]) == ({"batch": 4}, {"batch": 400})
+    assert many["flops"] == 100 * few["flops"]
+    assert many["time_us"] > few["time_us"] > 0
+    assert sum(many["time_by_bound_us"].values()) == pytest.approx(many["time_us"])
+    assert data["machine"]["measured"] is True
+    split = next(entry for entry in data["passes"] if entry["name"] == "split-bias")
+    assert split["cost_before"]["weight_bytes"] == split["cost_after"]["weight_bytes"]
+    assert [at["sizes"] for at in split["predicted"]] == [{"batch": 4}, {"batch": 400}]
+    assert next(entry for entry in data["passes"] if entry["name"] == "dead-code")["predicted"] == []
+    shown = inspected([str(mlp), "--size", "batch=4"], capsys)
+    for part in ("cost of a call", "384*batch", "predicted for this machine", "batch=4", "memory-bound"):
+        assert part in shown
+
+
+def test_operation_by_operation(mlp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--costs shows each operation with what bounds it; the times add up."""
+    (found,) = inspected_json([str(mlp), "--costs", "--size", "batch=64"], capsys)["costs"]
+    assert sum(line["time_us"] for line in found["lines"]) == pytest.approx(found["time_us"])
+    assert {line["bound"] for line in found["lines"]} <= {"compute", "memory", "call"}
+    assert sum(line["count"] for line in found["lines"] if line["operation"] == "linear") == 2
+    assert "bound by" in inspected([str(mlp), "--costs"], capsys)
+
+
+def test_structural_diff(factories: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--diff shows the nodes that a pass changed; of one that changed nothing it says so; without a name those of all."""
+    model = f"{factories}:mlp"
+    found = inspected_json([model, "--no-check", "--diff", "split-bias"], capsys)["diff"]
+    assert (found["stage"], found["removed"], found["added"], found["changed"]) == ("split-bias", 2, 4, 0)
+    assert len(found["differences"]) == 6
+    assert {entry["change"] for entry in found["differences"]} == {"removed", "added"}
+    assert sum(line.startswith("+ ") for line in found["text"].splitlines()) == 4
+    everything = inspected_json([model, "--no-check", "--diff"], capsys)["diff"]
+    assert everything["stage"] == "all passes"
+    assert everything["differences"] == found["differences"]
+    shown = inspected([model, "--no-check", "--diff", "raise-attention"], capsys)
+    assert shown.startswith("raise-attention changed nothing")
+
+
+def test_diff_of_a_pass_that_is_asked_for(factories: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--pass NAME --diff runs the pass and shows what it did, with what it refused where it did nothing."""
+    argv = [f"{factories}:mlp", "--no-check", "--pass", "fuse-projections:minimum=3", "--diff"]
+    found = inspected_json(argv, capsys)["diff"]
+    assert found["stage"] == "fuse-projections:minimum=3"
+    assert found["text"] == ""
+
+
+def test_programs_of_a_model_that_generates(built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--program shows the programs with caches: their graphs, steps, kernels, passes and costs; of a file too."""
+    path = tmp_path / "llama.gw"
+    built("llama").save_pretrained(tmp_path / "llama")
+    argv = ["compile", str(tmp_path / "llama"), "-o", str(path), "--tokens", "9", "--generate", "--no-check", "--json"]
+    assert cli.main(argv) == 0
+    step = inspected_json([str(path), "--program", "step", "--size", "capacity=2048"], capsys)["summary"]
+    assert step["program"] == "step"
+    assert step["passes"][0]["name"] == "cached-decode"
+    assert step["predicted"][0]["sizes"] == {"batch": 1, "capacity": 2048, "tokens": 1}
+    assert step["predicted"][0]["state_bytes"] == 2048 * step["cache"]["bytes_per_token"]
+    prefill = inspected_json([str(path), "--program", "prefill", "--ir", "--kernels", "--steps"], capsys)
+    assert "graphwright.kv_attention" in prefill["ir"]["text"]
+    assert "tokens" in prefill["ir"]["text"]
+    assert any("kv" in entry["name"] or "attention" in entry["name"] for entry in prefill["kernels"])
+    steps = inspected_json([str(path), "--program", "step", "--steps", "--ir"], capsys)
+    assert steps["steps"] != prefill["steps"]
+    assert steps["ir"]["text"] == graphwright.load(path).graphs["step"]
+
+
+def test_what_a_file_cannot_show(mlp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file holds texts, not programs: --diff says so, and how to go on; --program asks for --generate."""
+    assert cli.main(["inspect", str(mlp), "--diff"]) == 2
+    assert "--ir STAGE --changed" in " ".join(capsys.readouterr().err.split())
+    assert cli.main(["inspect", str(mlp), "--program", "step"]) == 2
+    assert "--generate" in capsys.readouterr().err

@@ -1,0 +1,197 @@
+"""What was measured of a compiled model, as plain data and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from .costs import count_text, prediction_data, sizes_text
+from .output import percent_text, size_text, table, time_text
+
+if TYPE_CHECKING:
+    from graphwright.compiled import Compiled
+    from graphwright.measuring import Measurements
+
+    from .building import Built
+
+PAIRS = 11
+"""Pairs of runs that a time ratio is the median of."""
+
+
+def measure(
+    built: Built, *, pairs: int = PAIRS, threads: int | None = None, tell: Callable[[str], object] = lambda text: None
+) -> dict[str, Any]:
+    """Return how far a compiled model's results are from the original's, how long both take, and what each pass did to both.
+
+    Returns:
+        `outputs`: for each tensor of the sample call its `name`, the largest difference `max_abs_error`, and `relative_error`,
+        that over the largest value of the original; for tensors of integers the number of elements that differ is `different`,
+        and the errors are null. `original_us`, `compiled_us` and `ratio`, the first over the second: medians of pairs in turn,
+        on `threads` threads, CPU time with one and wall time with more. `stages`: see `stage_data`. `calls`: number of sample
+        calls that the stages' quality was measured on. `machine`: what predictions rest on. `sizes` of the sample call.
+    """
+    from statistics import median
+
+    import torch
+
+    from graphwright.exporting import quiet, without_cache
+    from graphwright.measuring import measure_passes, tensors_of, time_pairs
+
+    model, compiled = built.model, built.compiled
+    assert model is not None
+    assert built.program is not None
+    module = model.module
+
+    def original(*args: Any, **kwargs: Any) -> Any:
+        return module(*args, **kwargs)
+
+    # No cache is among the results of a compiled model, so that the original need not make one.
+    with torch.inference_mode(), without_cache(module), quiet(), _threads(threads):
+        expected, found = (tensors_of(run(*model.args, **model.kwargs)) for run in (original, compiled))
+        times = time_pairs(lambda: original(*model.args, **model.kwargs), lambda: compiled(*model.args, **model.kwargs), pairs)
+        measured = measure_passes(
+            built.program,
+            [record for record in compiled.report.records if record.plan.decisions],
+            (model.args, model.kwargs),
+            original,
+            built.calibration,
+            repeat=pairs,
+            tell=tell,
+        )
+    return {
+        "outputs": [{"name": name, **_difference(expected[name], found[name])} for name in found],
+        "original_us": median(a for a, _ in times) * 1e6,
+        "compiled_us": median(b for _, b in times) * 1e6,
+        "ratio": median(a / b for a, b in times),
+        "threads": measured.threads,
+        "stages": [stage_data(measured, at) for at in range(len(measured.stages))],
+        "calls": measured.calls,
+        "machine": asdict(measured.target),
+        "sizes": dict(measured.stages[0].predicted.sizes),
+        "not_measured": _not_measured(compiled),
+    }
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch compute on so many threads; None for as many as it does."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _not_measured(compiled: Compiled) -> list[str]:
+    return [record.options for record in compiled.report.decoding if record.plan.decisions]
+
+
+def stage_data(measured: Measurements, at: int) -> dict[str, Any]:
+    """Return what was measured of the program after a pass, as plain data.
+
+    Keys: `name` ("capture", or the pass with its options), `quality` (`relative_error`, `different`, `cosine`, `kl`,
+    `top1_agreement`, `nll_change`, `tokens`; null where there is no such thing), `time_us`, `original_us`, `ratio` (of the
+    original's time to this), `saved_ratio` (of the time that the pass saves to the time before it; null for the capture),
+    `saved_ratio_predicted`, `compile_us`, and `predicted` (see `costs.prediction_data`).
+    """
+    stage = measured.stages[at]
+    return {
+        "name": stage.name,
+        "quality": asdict(stage.quality),
+        "time_us": stage.time_us,
+        "original_us": stage.original_us,
+        "ratio": stage.ratio,
+        "saved_ratio": measured.saved(at),
+        "saved_ratio_predicted": measured.saved_predicted(at),
+        "compile_us": stage.compile_us,
+        "predicted": prediction_data(stage.predicted),
+    }
+
+
+def measure_tables(data: dict[str, Any]) -> list[Any]:
+    """Return what `measure` found as things that rich prints."""
+    rows = [
+        [
+            entry["name"],
+            "-" if entry["max_abs_error"] is None else f"{entry['max_abs_error']:.3g}",
+            "-" if entry["relative_error"] is None else f"{entry['relative_error']:.3g}",
+            entry["different"],
+        ]
+        for entry in data["outputs"]
+    ]
+    times = (
+        f"original {time_text(data['original_us'])}, compiled {time_text(data['compiled_us'])}: "
+        f"{data['ratio']:.2f} times as fast on {data['threads']} thread{'s' if data['threads'] > 1 else ''}"
+    )
+    columns = ["output", "max abs error", "relative error", "elements that differ"]
+    parts = [
+        *stage_tables(data["stages"], data["calls"], sizes_text(data["sizes"])),
+        table("the result against the original", columns, rows, right=tuple(columns[1:])),
+        times,
+    ]
+    if data["not_measured"]:
+        parts.append(f"not measured, for a forward call has no caches: {', '.join(data['not_measured'])}")
+    return parts
+
+
+def stage_tables(stages: Sequence[dict[str, Any]], calls: int, sizes: str) -> list[Any]:
+    """Return the passes with their results and their times, as two tables.
+
+    Args:
+        stages: each as `stage_data` returns it.
+        calls: number of sample calls.
+        sizes: those of the call that was timed.
+    """
+    titles = {
+        "relative_error": "relative error",
+        "different": "differ",
+        "cosine": "cosine",
+        "kl": "KL, nats",
+        "top1_agreement": "same top 1",
+        "nll_change": "NLL change",
+    }
+    shown = [key for key in titles if any(stage["quality"][key] for stage in stages) or key == "relative_error"]
+    quality = [[stage["name"], *(_number(key, stage["quality"][key]) for key in shown)] for stage in stages]
+    plural = "s" if calls > 1 else ""
+    headings = [titles[key] for key in shown]
+    first = table(f"results after each pass, {calls} sample call{plural}", ["pass", *headings], quality, right=tuple(headings))
+    numbers = ["time", "times as fast", "saves", "predicted", "saves (pred.)", "flops", "weights"]
+    rows = [
+        [
+            stage["name"],
+            time_text(stage["time_us"]),
+            f"{stage['ratio']:.2f}",
+            "" if stage["saved_ratio"] is None else percent_text(stage["saved_ratio"]),
+            time_text(stage["predicted"]["time_us"]),
+            "" if stage["saved_ratio_predicted"] is None else percent_text(stage["saved_ratio_predicted"]),
+            count_text(stage["predicted"]["flops"]),
+            size_text(stage["predicted"]["weight_bytes"]),
+        ]
+        for stage in stages
+    ]
+    return [first, table(f"time after each pass, {sizes}", ["pass", *numbers], rows, right=tuple(numbers))]
+
+
+def _number(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if key in ("cosine", "top1_agreement"):
+        return f"{value:.4f}"
+    return f"{value:.3g}" if key != "nll_change" else f"{value:+.2g}"
+
+
+def _difference(expected: Any, found: Any) -> dict[str, Any]:
+    if not expected.is_floating_point():
+        return {"max_abs_error": None, "relative_error": None, "different": int((expected != found).sum())}
+    gap = (expected.double() - found.double()).abs()
+    # What is infinite or not a number in both is no difference.
+    same = (expected == found) | (expected.isnan() & found.isnan())
+    largest = float(gap.masked_fill(same, 0).max()) if gap.numel() else 0.0
+    scale = float(expected.double().nan_to_num(0, 0, 0).abs().max()) if gap.numel() else 0.0
+    different = int((~same).sum())
+    return {"max_abs_error": largest, "relative_error": largest / scale if scale else largest, "different": different}
