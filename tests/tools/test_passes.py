@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from graphwright.passes.registry import pass_names
+from graphwright.passes.registry import pass_class, pass_names
 from graphwright.tools import cli
+from graphwright.tools.passes import explain
 
 
 def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,8 +39,39 @@ def test_one_pass(capsys: pytest.CaptureFixture[str]) -> None:
         assert part in shown
     assert cli.main(["passes", "fuse-projections", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["options"] == [{"name": "minimum", "type": "int", "default": "2"}]
-    assert set(data) == {"name", "fidelity", "source", "summary", "doc", "default", "options"}
+    (option,) = data["options"]
+    assert (option["name"], option["type"], option["default"]) == ("minimum", "int", "2")
+    assert "at least" in option["meaning"]
+    assert set(data) == {
+        "name", "fidelity", "stage", "source", "page", "summary", "before", "after", "cost", "doc", "default", "options",
+    }  # fmt: skip
+    assert data["before"].startswith("`%")
+    assert data["stage"] == "program"
+
+
+def test_options_are_explained_as_they_are_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """Choices are listed, a list is marked as one, and every option of every pass has its meaning, ranges in it."""
+    assert cli.main(["passes", "drop-layers", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    options = {option["name"]: option for option in data["options"]}
+    assert options["unit"]["type"] == "block | attention | feed-forward"
+    assert options["keep_ratio"]["type"] == "float | none"
+    assert "(0, 1]" in options["keep_ratio"]["meaning"]
+    assert options["greedy"]["type"] == "true | false"
+    assert data["page"] == "docs/passes/drop-layers.md"
+    for name in pass_names():
+        found = explain(pass_class(name))
+        assert [option["name"] for option in found["options"] if not option["meaning"]] == []
+        assert found["before"]
+        assert found["after"]
+
+
+def test_passes_on_caches_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """A pass that rewrites the program with caches is marked, with the option that it needs."""
+    assert cli.main(["passes", "quantize-cache"]) == 0
+    shown = capsys.readouterr().out
+    assert "--pass quantize-cache --generate" in shown
+    assert "int | int+..." in shown
 
 
 def test_an_unknown_pass(capsys: pytest.CaptureFixture[str]) -> None:
