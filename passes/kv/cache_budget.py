@@ -61,7 +61,7 @@ class Measured:
                 changed = _with_one(program, site, form)
                 found = [_divergence(old, _predictions(changed, ids, slots)) for old, ids in zip(exact, calls, strict=True)]
                 total = sum(one.numel() for one in found)
-                mean = sum(float(one.double().sum()) for one in found) / total
+                mean = sum(float(one.sum()) for one in found) / total
                 scores.setdefault(site.layer, {})[bits] = mean if math.isfinite(mean) else math.inf
         return cls(scores, sum(old.shape[0] * old.shape[1] for old in exact))
 
@@ -135,7 +135,7 @@ def _long_enough(program: Program, samples: Sequence[Any], least: int, who: str)
 
 
 def _predictions(program: Program, ids: torch.Tensor, slots: int) -> torch.Tensor:
-    """Return the logarithms of the probabilities of what follows each token that reads codes, [batch, tokens, words]."""
+    """Return the scores of what follows each token that reads codes, [batch, tokens, words]."""
     states = _empty_states(program, ids)
     module = program.module()
     results = []
@@ -147,7 +147,7 @@ def _predictions(program: Program, ids: torch.Tensor, slots: int) -> torch.Tenso
         for at, number in enumerate(program.states.values()):
             states[at] = outputs[number]
         if start:
-            results.append(outputs[0].float().log_softmax(-1))
+            results.append(outputs[0])
         start, stop = stop, min(stop + CHUNK, ids.shape[1])
     return torch.cat(results, 1)
 
@@ -163,5 +163,10 @@ def _empty_states(program: Program, ids: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _divergence(exact: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return the Kullback-Leibler divergence of each token's distribution from the exact one."""
-    return (exact.exp() * (exact - other)).sum(-1)
+    """Return the Kullback-Leibler divergence of each token's distribution from the exact one, [batch, tokens], float64."""
+    parts = []
+    for pair in zip(exact.split(CHUNK, 1), other.split(CHUNK, 1), strict=True):
+        # In float32 it would be lost in the rounding of the logarithms.
+        old, new = (scores.double().log_softmax(-1) for scores in pair)
+        parts.append((old.exp() * (old - new)).sum(-1))
+    return torch.cat(parts, 1)
