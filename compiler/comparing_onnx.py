@@ -13,6 +13,7 @@ from torch import fx
 
 from graphwright.codegen.onnx.emitting import result_names, shapes_for, sizes_for, tensor_results
 from graphwright.codegen.onnx.past_inputs import MASK, PAST
+from graphwright.codegen.onnx.windows import long_sizes
 from graphwright.ir.errors import ExportError
 from graphwright.ir.program import Program
 
@@ -29,6 +30,10 @@ CACHED_TRIALS = (
     {"batch": 3, "tokens": 4, PAST: 63},
 )
 """Those of a program that takes past keys and values: a step, a prompt, a part of one."""
+
+
+LONGEST_TRIAL = 2048
+"""Tokens that are compared at most."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,7 @@ def compare(path: Path, program: Program) -> tuple[Trial, ...]:
     trials: dict[tuple[int, ...], Trial] = {}
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        trials_of = CACHED_TRIALS if PAST in program.dimensions else TRIALS
-        for wanted, other in zip(trials_of, (2, 5, 9), strict=True):
+        for wanted, other in _trials(program):
             sizes = sizes_for(program, {**dict.fromkeys(program.dimensions, other), **wanted})
             key = tuple(sizes.values())
             if key not in trials:
@@ -76,6 +80,15 @@ def compare(path: Path, program: Program) -> tuple[Trial, ...]:
             "runtime is to run it."
         ) from error
     return tuple(trials.values())
+
+
+def _trials(program: Program) -> list[tuple[Mapping[str, int], int]]:
+    """Return the sizes to compare at, each with the size of dimensions that it does not name."""
+    found: list[tuple[Mapping[str, int], int]] = []
+    found += zip(CACHED_TRIALS if PAST in program.dimensions else TRIALS, (2, 5, 9), strict=True)
+    long = long_sizes(program)
+    # What is written in blocks is compared where there are several, unless that takes minutes.
+    return [*found, ({"batch": 2, **long}, 3)] if long and max(long.values()) <= LONGEST_TRIAL else found
 
 
 def _error(session: Any, program: Program, sizes: Mapping[str, int]) -> float:

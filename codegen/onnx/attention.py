@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -13,6 +14,7 @@ from graphwright.ir.ops.attention import SIZES, operand_name, operand_type
 
 from .calls import onnx_call, onnx_call_of_several
 from .masks import ExpressionWriter
+from .windows import Blocks, BlockWriter, Window
 
 Past: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
@@ -23,7 +25,7 @@ class AttentionWriter:
     """Writes the attentions of one program; those that have the same mask share what is written of it."""
 
     def __init__(self) -> None:
-        self._masks: dict[Any, torch.Tensor] = {}
+        self._masks: dict[Any, tuple[torch.Tensor, Blocks | None]] = {}
 
     def write(
         self,
@@ -40,6 +42,7 @@ class AttentionWriter:
         scale: float,
         softcap: float = 0.0,
         past: Past | None = None,
+        window: Window | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Return the attention's result, [B, S, H * Dv]; with `past`, all keys and values as well, [B, Hk, P + T, D].
 
@@ -59,6 +62,7 @@ class AttentionWriter:
             softcap: what the scores are bent to, 0 for not.
             past: keys and values before those of k and v, [B, Hk, P, D]; expressions count keys from their first. There must be
                 no sink.
+            window: what queries see at most, where it is to be written in blocks.
 
         Raises:
             ExportError: the mask has no form in ONNX.
@@ -68,59 +72,105 @@ class AttentionWriter:
         attributes: dict[str, Any] = {"scale": scale, "q_num_heads": query_heads, "kv_num_heads": key_heads}
         if softcap:
             attributes["softcap"] = softcap
-        visible = ix.parse(predicate, _types(operands)) if predicate else ix.TRUE
-        added = ix.parse(bias, _types(operands)) if bias else None
-        inputs = [q, k, v]
-        width = v.shape[2] // key_heads * query_heads
+        hiding = _Hiding(
+            ix.parse(predicate, _types(operands)) if predicate else ix.TRUE,
+            ix.parse(bias, _types(operands)) if bias else None,
+            {operand_name(at): operand for at, operand in enumerate(operands)},
+            sink,
+        )
+        mask, blocks = None, None
         # ONNX's own causality counts from the first query and key, as long as there are as many of both.
-        if (
-            visible is _CAUSAL
-            and added is None
-            and sink is None
-            and past is None
-            and statically_known_true(shape[2] == shape[3])
-        ):
+        if hiding.is_causal and past is None and window is None and statically_known_true(shape[2] == shape[3]):
             attributes["is_causal"] = 1
-        elif visible is not ix.TRUE or added is not None or sink is not None:
-            names = ix.loads_of(visible) | (ix.loads_of(added) if added is not None else frozenset())
-            read = tuple(source if operand_name(at) in names else None for at, source in enumerate(sources[:-1]))
-            key = (visible, added, read, sources[-1], query_heads, *map(str, shape), q.dtype)
+        elif not hiding.is_nothing:
+            read = tuple(source if operand_name(at) in hiding.names else None for at, source in enumerate(sources[:-1]))
+            key = (hiding.visible, hiding.bias, read, sources[-1], query_heads, *map(str, shape), q.dtype, window)
             if key not in self._masks:
-                self._masks[key] = _mask(shape, operands, visible, added, sink, q)
-            inputs = [q, *((_longer(k), _longer(v)) if sink is not None else (k, v)), self._masks[key]]
-        result = (q.dtype, (shape[0], shape[2], width))
-        if past is None:
-            return (onnx_call("Attention", inputs, attributes, *result),)
-        present = [(q.dtype, (*cache.shape[:2], shape[3], cache.shape[3])) for cache in past]
-        mask = inputs[3] if len(inputs) > 3 else None
-        return onnx_call_of_several("Attention", [q, k, v, mask, *past], attributes, [result, *present])
+                self._masks[key] = _mask(shape, hiding, q, window)
+            mask, blocks = self._masks[key]
+        width = v.shape[2] // key_heads * query_heads
+        if blocks is not None:
+            q, k, v = blocks.split(q, k, v)
+        if sink is not None:
+            k, v = _longer(k), _longer(v)
+        result = (q.dtype, (*q.shape[:2], width))
+        if past is not None:
+            present = [(q.dtype, (*cache.shape[:2], shape[3], cache.shape[3])) for cache in past]
+            return onnx_call_of_several("Attention", [q, k, v, mask, *past], attributes, [result, *present])
+        inputs = [q, k, v] if mask is None else [q, k, v, mask]
+        found = onnx_call("Attention", inputs, attributes, *result)
+        return (found if blocks is None else blocks.join(found),)
+
+
+@dataclass(frozen=True, eq=False)
+class _Hiding:
+    """What hides keys and adds to scores.
+
+    Args:
+        visible: which keys are visible.
+        bias: what is added, or None.
+        loads: what the expressions read, by name.
+        sink: [H], or None.
+    """
+
+    visible: ix.Expr
+    bias: ix.Expr | None
+    loads: Mapping[str, torch.Tensor]
+    sink: torch.Tensor | None
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether it hides later keys, and does nothing else."""
+        return self.visible is _CAUSAL and self.bias is None and self.sink is None
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it does nothing."""
+        return self.visible is ix.TRUE and self.bias is None and self.sink is None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of what the expressions read."""
+        return ix.loads_of(self.visible) | (ix.loads_of(self.bias) if self.bias is not None else frozenset())
+
+    def write(self, writer: ExpressionWriter, dtype: torch.dtype, there: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the mask without the sink: bool, or numbers that are added to the scores.
+
+        Args:
+            writer: of the expressions.
+            dtype: of the numbers.
+            there: where there are keys at all; None for everywhere.
+        """
+        mask = writer.write(self.visible) if there is None else writer.write(self.visible) & there
+        if self.bias is None and self.sink is None:
+            return mask
+        zero = torch.zeros((1, 1, 1, 1), dtype=dtype, device=mask.device)
+        added = zero if self.bias is None else writer.write(self.bias).to(dtype)
+        return added if self.visible is ix.TRUE and there is None else torch.where(mask, added, -torch.inf)
 
 
 def _mask(
-    shape: tuple[Any, ...],
-    operands: list[torch.Tensor],
-    visible: ix.Expr,
-    bias: ix.Expr | None,
-    sink: torch.Tensor | None,
-    q: torch.Tensor,
-) -> torch.Tensor:
-    """Return the mask: bool, or numbers that are added to the scores.
+    shape: tuple[Any, ...], hiding: _Hiding, q: torch.Tensor, window: Window | None
+) -> tuple[torch.Tensor, Blocks | None]:
+    """Return the mask, bool or numbers that are added to the scores, and the blocks that it is for, if there is a window.
 
     onnxruntime wants the last two dimensions in full; batch and heads may be 1.
     """
-    loads = {operand_name(at): operand for at, operand in enumerate(operands)}
-    writer = ExpressionWriter(dict(zip(SIZES, shape, strict=True)), shape, loads, q.device)
-    mask = writer.write(visible)
-    if bias is not None or sink is not None:
-        added = q.new_zeros((1, 1, 1, 1)) if bias is None else writer.write(bias).to(q.dtype)
-        mask = added if visible is ix.TRUE else torch.where(mask, added, -torch.inf)
-    mask = mask.expand((*mask.shape[:2], *shape[2:]))
-    if sink is None:
-        return mask
-    # A key of zeros has the score 0 before the mask, so that the mask's last column is the sink's score; its value is 0.
-    mask = mask.expand(-1, shape[1], -1, -1)
-    column = sink.to(q.dtype).reshape(1, -1, 1, 1).expand((*mask.shape[:3], 1))
-    return torch.cat((mask, column), -1)
+    blocks = None
+    if window is not None:
+        blocks = Blocks(q, window)
+        there = blocks.there[:, None, None, :]
+        mask = blocks.flatten(hiding.write(BlockWriter(blocks, shape, hiding.loads, q.device), q.dtype, there))
+    else:
+        writer = ExpressionWriter(dict(zip(SIZES, shape, strict=True)), shape, hiding.loads, q.device)
+        mask = hiding.write(writer, q.dtype)
+        mask = mask.expand((*mask.shape[:2], *shape[2:]))
+    if hiding.sink is not None:
+        # A key of zeros has the score 0 before the mask, so that the mask's last column is the sink's score; its value is 0.
+        mask = mask.expand(-1, shape[1], -1, -1)
+        column = hiding.sink.to(q.dtype).reshape(1, -1, 1, 1).expand((*mask.shape[:3], 1))
+        mask = torch.cat((mask, column), -1)
+    return mask, blocks
 
 
 def _longer(x: torch.Tensor) -> torch.Tensor:

@@ -141,7 +141,7 @@ class ExpressionWriter:
         return left >= right if e.kind == "ge0" else left == right
 
     def _read(self, e: ix.Expr) -> torch.Tensor:
-        source = self.loads[str(e.value)].to(_DTYPES[e.type])
+        source = self.read_as(e)
         names = [str(index.value) if index.kind == "var" else "" for index in e.operands]
         kept = [name for name in names if name]
         plain = all(index.kind == "const" or name in INDICES for index, name in zip(e.operands, names, strict=True))
@@ -161,6 +161,10 @@ class ExpressionWriter:
             if name not in kept:
                 source = source.unsqueeze(dim)
         return source
+
+    def read_as(self, e: ix.Expr) -> torch.Tensor:
+        """Return the tensor that an expression reads, in the dtype that it reads it as."""
+        return self.loads[str(e.value)].to(_DTYPES[e.type])
 
     def _gather(self, source: torch.Tensor, e: ix.Expr) -> torch.Tensor:
         indices = []

@@ -19,6 +19,7 @@ from graphwright.ir.program import Program, calls
 from .attention import AttentionWriter, Past
 from .calls import onnx_call
 from .ops import LOWERINGS, repeats_its_half
+from .windows import find_windows
 
 aten = torch.ops.aten
 _SWAP = [0, 2, 1, 3]
@@ -98,6 +99,7 @@ class _Run(fx.Interpreter):
         self.attention = AttentionWriter()
         self.flat: dict[fx.Node, torch.Tensor] = {}
         self.joined: set[fx.Node] = set()
+        self.windows = find_windows(program)
 
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of a node."""
@@ -164,7 +166,9 @@ class _Run(fx.Interpreter):
         heads = (int(values[0].shape[1]), int(values[1].shape[1]))
         sources = [*given[3], given[4] if len(given) > 4 else None]
         q, k, v = flat
-        result, *present = self.attention.write(q, k, v, operands, sink, heads=heads, sources=sources, past=past, **kwargs)
+        result, *present = self.attention.write(
+            q, k, v, operands, sink, heads=heads, sources=sources, past=past, window=self.windows.get(node), **kwargs
+        )
         for longer, value in zip(given[1:3], present, strict=False):
             self.env[longer] = value
         return result

@@ -148,7 +148,7 @@ def test_an_operation_of_the_dialect_becomes_its_operator(case: str, tmp_path: P
     make, expected = CASES[case]
     report = graphwright.export_onnx(program_of(make), tmp_path / "model.onnx")
     assert {name: report.operators.get(name, 0) for name in expected} == expected
-    assert [trial.sizes for trial in report.trials] == [
+    assert [trial.sizes for trial in report.trials[:3]] == [
         {"batch": 1, "tokens": 1},
         {"batch": 2, "tokens": 7},
         {"batch": 3, "tokens": 63},
