@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import pytest
 import torch
@@ -149,9 +150,10 @@ def test_the_command_line_shows_the_caches(built, tmp_path, capsys) -> None:
     path = tmp_path / "llama.gw"
     text = f"quantize-cache:bits=4,{SMALL}"
     argv = ["compile", str(tmp_path / "llama"), "-o", str(path), "--generate", "--pass", text, "--no-check", "--tokens", "9"]
-    assert cli.main(argv) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "56 bytes per token" in shown
-    assert "quantize-cache:bits=4" in shown
+    assert cli.main([*argv, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["cache"]["bytes_per_token"] == 56
+    (row,) = (row for row in data["decoding"] if row["name"] == "quantize-cache")
+    assert (row["options"], row["decisions"]) == (text, 2)
     assert cli.main([*argv[:4], "--pass", text]) != 0
     assert "--generate" in capsys.readouterr().err
