@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
 
-from . import attention_step, kv_quantized_step, kv_step, kv_tiered_step, merge_step, packing_step, sparse_step
+from . import attention_step, kv_quantized_step, kv_ring_step, kv_step, kv_tiered_step, merge_step, packing_step, sparse_step
 from .steps import StepMaker
 
-STEP_MAKERS: Mapping[Any, StepMaker] = {
+STEP_MAKERS: dict[Any, StepMaker] = {
     **attention_step.MAKERS,
     **packing_step.MAKERS,
     **kv_step.MAKERS,
     **kv_quantized_step.MAKERS,
+    **kv_ring_step.MAKERS,
     **kv_tiered_step.MAKERS,
     **merge_step.MAKERS,
     **sparse_step.MAKERS,
 }
-"""Operation -> what makes its steps. An operation outside loops that is not here is a call of PyTorch."""
+"""Operation -> what makes its steps. An operation outside loops that is not here is a call of PyTorch.
+
+Other packages add those of their own operations.
+"""
 
 
 def step_maker(node: fx.Node) -> StepMaker | None:

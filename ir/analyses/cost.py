@@ -11,8 +11,9 @@ import sympy
 import torch
 from torch import fx
 
-from graphwright.ir.dialect import attention, operations
+from graphwright.ir.dialect import attention
 from graphwright.ir.ops.attention import operand_name, operand_type
+from graphwright.ir.ops.definition import find_operation
 from graphwright.ir.program import Program, Size, calls
 from graphwright.ir.target import Target
 
@@ -73,8 +74,8 @@ def cost_of_node(program: Program, node: fx.Node) -> Cost:
 def flops_of_node(program: Program, node: fx.Node) -> Size:
     """Return the floating point operations of one call that gives tensors."""
     formula = _FORMULAS.get(node.target)
-    if formula is None and node.target in _DIALECT:
-        formula = _DIALECT[node.target].flops
+    if formula is None and (operation := find_operation(node.target)) is not None:
+        formula = operation.flops
     return formula(program, node) if formula is not None else _pointwise(program, node)
 
 
@@ -163,8 +164,6 @@ def _pointwise(program: Program, node: fx.Node) -> Size:
         return 0
     return _elements(program, node)
 
-
-_DIALECT = {operation.target: operation for operation in operations().values()}
 
 VIEWS = frozenset(
     {

@@ -22,6 +22,7 @@ FlopsFormula = Callable[["Program", "fx.Node"], "int | sympy.Expr"]
 # PyTorch's own annotations are incomplete here.
 _LIBRARY: Any = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
 _DEFINED: dict[str, Operation] = {}
+_BY_TARGET: dict[Any, Operation] = {}
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,18 @@ def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any],
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
     target = getattr(getattr(torch.ops, NAMESPACE), name).default
-    _DEFINED[name] = Operation(name, target, reference, flops)
+    _DEFINED[name] = _BY_TARGET[target] = Operation(name, target, reference, flops)
     return target
 
 
 def operations() -> Mapping[str, Operation]:
     """Return the operations that are defined so far, by name; `graphwright.ir.dialect` defines them all."""
     return _DEFINED
+
+
+def find_operation(target: Any) -> Operation | None:
+    """Return the operation that a node calls; None if it is none of the dialect."""
+    return _BY_TARGET.get(target)
 
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:
