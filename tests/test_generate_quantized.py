@@ -10,7 +10,7 @@ import torch
 
 import graphwright
 from graphwright.ir.errors import InputError, OptionError
-from graphwright.passes.registry import parse_pass
+from graphwright.passes.registry import format_pass, parse_pass
 from graphwright.pipeline import DEFAULT_PASSES, run_passes
 from graphwright.recipe import parse_recipe
 from graphwright.runtime.kv_cache import KVCache
@@ -154,6 +154,6 @@ def test_the_command_line_shows_the_caches(built, tmp_path, capsys) -> None:
     data = json.loads(capsys.readouterr().out)
     assert data["cache"]["bytes_per_token"] == 56
     (row,) = (row for row in data["decoding"] if row["name"] == "quantize-cache")
-    assert (row["options"], row["decisions"]) == (text, 2)
+    assert (row["options"], row["decisions"]) == (format_pass(parse_pass(text)), 2)
     assert cli.main([*argv[:4], "--pass", text]) != 0
     assert "--generate" in capsys.readouterr().err
