@@ -32,7 +32,8 @@ BLOCK_OTHERS = 64
 """Tokens that they are compared with at a time."""
 
 _LONGEST_BLOCK = 1024
-_LEAST_FEATURES = 16
+_FEATURES = (16, 128)
+"""The least and the most features that are looked at at a time."""
 
 METRIC = '''\
 @triton.jit(do_not_specialize=["tokens"])
@@ -43,15 +44,23 @@ def {name}(
     """Mean over the heads of the keys of BLOCK_M tokens, scaled to length 1."""
     i_b = tl.program_id(1).to(tl.int64)
     o_t = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
-    o_d = tl.arange(0, BLOCK_D)[None, :]
-    inside = (o_t < tokens) & (o_d < features)
-    p_keys += i_b * keys_batch + o_t.to(tl.int64) * keys_token + o_d
-    total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for head in range(heads):
-        total += tl.load(p_keys + head * keys_head, mask=inside, other=0.0).to(tl.float32)
-    mean = total / heads
-    length = tl.sqrt(tl.sum(mean * mean, 1))[:, None]
-    tl.store(p_out + (i_b * tokens + o_t) * features + o_d, mean / tl.maximum(length, 1e-12), mask=inside)
+    p_keys += i_b * keys_batch + o_t.to(tl.int64) * keys_token
+    p_out += (i_b * tokens + o_t) * features
+    squares = tl.zeros([BLOCK_M], tl.float32)
+    for part in tl.static_range(0, features, BLOCK_D):
+        o_d = part + tl.arange(0, BLOCK_D)[None, :]
+        inside = (o_t < tokens) & (o_d < features)
+        mean = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        for head in range(heads):
+            mean += tl.load(p_keys + head * keys_head + o_d, mask=inside, other=0.0).to(tl.float32) / heads
+        squares += tl.sum(mean * mean, 1)
+        tl.store(p_out + o_d, mean, mask=inside)
+    length = tl.maximum(tl.sqrt(squares), 1e-12)[:, None]
+    tl.debug_barrier()
+    for part in tl.static_range(0, features, BLOCK_D):
+        o_d = part + tl.arange(0, BLOCK_D)[None, :]
+        inside = (o_t < tokens) & (o_d < features)
+        tl.store(p_out + o_d, tl.load(p_out + o_d, mask=inside, other=0.0) / length, mask=inside)
 '''
 
 MATCH = f'''\
@@ -67,15 +76,17 @@ def {{name}}(
     p_score += first_row
     p_partner += first_row
     o_m = protect + 2 * (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M))
-    o_d = tl.arange(0, BLOCK_D)[None, :]
-    a = tl.load(p_metric + o_m[:, None] * features + o_d, mask=(o_m[:, None] < tokens) & (o_d < features), other=0.0)
     there = tl.load(p_size + o_m, mask=o_m < tokens, other=0.0) > 0
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
     partner = o_m
     for first in range(protect + 1, tokens, 2 * BLOCK_N):
         o_n = first + 2 * tl.arange(0, BLOCK_N)
-        b = tl.load(p_metric + o_n[:, None] * features + o_d, mask=(o_n[:, None] < tokens) & (o_d < features), other=0.0)
-        s = tl.dot(a, tl.trans(b), input_precision="ieee")
+        s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for part in tl.static_range(0, features, BLOCK_D):
+            o_d = part + tl.arange(0, BLOCK_D)[None, :]
+            a = tl.load(p_metric + o_m[:, None] * features + o_d, mask=(o_m[:, None] < tokens) & (o_d < features), other=0.0)
+            b = tl.load(p_metric + o_n[:, None] * features + o_d, mask=(o_n[:, None] < tokens) & (o_d < features), other=0.0)
+            s = tl.dot(a, tl.trans(b), s, input_precision="ieee")
         s = tl.where(s == s, s, -1.0)
         other_there = tl.load(p_size + o_n, mask=o_n < tokens, other=0.0) > 0
         s = tl.where(there[:, None] == other_there[None, :], s, {UNLIKE_SCORE})
@@ -199,7 +210,7 @@ def _metric(program: Program, node: fx.Node, place: Place, sources: KernelSource
     _expect_fixed(node, heads, features)
     strides = [size_text(stride) for stride in place(keys).strides[:3]]
     values = (*_views(program, place, keys, node), size_text(tokens), *strides)
-    constants = {"heads": heads, "features": features, "BLOCK_M": BLOCK_TOKENS, "BLOCK_D": _power(features)}
+    constants = {"heads": heads, "features": features, "BLOCK_M": BLOCK_TOKENS, "BLOCK_D": _feature_block(features)}
     return (_step(node, sources.add("merge_metric", METRIC, provenance_of([node])), (tokens, batch), values, constants, place),)
 
 
@@ -216,7 +227,7 @@ def _match(program: Program, node: fx.Node, place: Place, sources: KernelSources
         "features": features,
         "BLOCK_M": BLOCK_TOKENS // 2,
         "BLOCK_N": BLOCK_OTHERS // 2,
-        "BLOCK_D": max(_power(features), _LEAST_FEATURES),
+        "BLOCK_D": _feature_block(features),
     }
     kernel = sources.add("merge_match", MATCH, provenance_of([node]))
     return (_step(node, kernel, (tokens, batch), values, constants, place, outs),)
@@ -291,6 +302,10 @@ def _expect_fixed(node: fx.Node, *sizes: Any) -> None:
 
 def _power(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
+
+
+def _feature_block(features: int) -> int:
+    return min(max(_power(features), _FEATURES[0]), _FEATURES[1])
 
 
 def _row_block(columns: int) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import sympy
 import torch
+from torch.nn import functional
 
 from .definition import computed_in, define, expect
 
@@ -26,7 +27,6 @@ PADDING_SCORE = 3.0
 UNLIKE_SCORE = -2.0
 """The score of a token with content and one without, which is worse than any cosine."""
 
-_SMALLEST = 1e-12
 _INDEX = torch.int64
 
 
@@ -39,8 +39,7 @@ def merge_metric_reference(keys: torch.Tensor) -> torch.Tensor:
     Returns:
         [B, T, D], float32; zeros for a token whose mean is zero.
     """
-    mean = keys.to(torch.float32).mean(1)
-    return mean / mean.norm(dim=-1, keepdim=True).clamp_min(_SMALLEST)
+    return functional.normalize(keys.to(torch.float32).mean(1), dim=-1)
 
 
 def merge_match_reference(metric: torch.Tensor, size: torch.Tensor, protect: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,1 @@
+"""Fewer tokens: tokens that are alike are merged from layer to layer."""
