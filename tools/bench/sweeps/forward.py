@@ -102,7 +102,7 @@ class _Forward:
                 if self.threads == 1:
                     refuse_strays(made[1])
             except Exception as error:  # noqa: BLE001
-                found[setting.name] = Outcome(setting, problem=_problem(error))
+                found[setting.name] = Outcome(setting, problem=problem_of(error))
             else:
                 found[setting.name], runs[setting.name] = made
         unchanged = self._base(settings, runs)
@@ -168,5 +168,6 @@ def tell(text: str) -> None:
     click.echo(f"{time.strftime('%H:%M:%S')} {text}", err=True)
 
 
-def _problem(error: Exception) -> str:
+def problem_of(error: Exception) -> str:
+    """Return why a setting has no numbers."""
     return str(error) if isinstance(error, GraphwrightError) else reason(error)

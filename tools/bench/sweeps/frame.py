@@ -10,6 +10,7 @@ from typing import Protocol
 from graphwright.ir.errors import OptionError, unknown
 
 SWEEPS: dict[str, str] = {
+    "cache": "graphwright.tools.bench.sweeps.cache:CACHE",
     "layers": "graphwright.tools.bench.sweeps.layers:LAYERS",
 }
 """Name -> where the sweep is, "module:attribute"; imported when it is asked for."""
@@ -19,7 +20,9 @@ UNITS: dict[str, str] = {
     "time_ratio": "time / time of the unchanged model",
     "flops": "floating point operations",
     "cache_bytes_per_token": "bytes of cache per token",
+    "cache_bytes_per_sequence": "bytes of cache beside these",
     "nll_change": "rise of the loss in nats per token",
+    "nll_change_percent": "rise of the loss in %",
     "cosine": "cosine similarity",
     "top10_overlap": "overlap of the ten nearest",
 }
