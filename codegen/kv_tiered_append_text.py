@@ -18,6 +18,7 @@ from .kv_tiered_text import (
     packed_row,
     packed_shift,
     places,
+    range_place,
     stored_where,
 )
 
@@ -98,7 +99,7 @@ def _append(spec: TieredSpec) -> Iterator[str]:
     yield f"o_d = tl.arange(0, {block_of(d)})[None, :]"
     yield f"o_v = tl.arange(0, {block_of(dv)})[None, :]"
     count = "tl.load(p_count + i_b).to(tl.int32)" if spec.counted else "tokens"
-    yield f"count = tl.minimum({count}, capacity - filled)"
+    yield f"count = tl.minimum({count}, room - filled)"
     yield "after = filled + count"
     yield f"stored_after = tl.maximum(after - {tiers.residual}, 0) // {tiers.group_size} * {tiers.group_size}"
     yield "if count > 0:"
@@ -174,6 +175,7 @@ def _leave(spec: TieredSpec, in_d: str, in_v: str) -> Iterator[str]:
     yield f"balance = tl.load(p_balance + o_d{f', mask={in_d}, other=1' if in_d else ''})"
     yield f"for first in range(stored, stored_after, {tiers.group_size}):"
     yield f"    o_g = tl.arange(0, {rows})"
+    yield f"    tl.store(p_refined + first // {PACKED} + o_g, tl.zeros([{rows}], tl.uint8))"
     for tensor, dim, name, inside, at in (("k", d, "o_d", in_d, 0), ("v", dv, "o_v", in_v, 2)):
         row = 0
         for first, width in planes(tiers.low_bits):
@@ -187,10 +189,9 @@ def _leave(spec: TieredSpec, in_d: str, in_v: str) -> Iterator[str]:
             yield f"            packed |= {_plane('code.to(tl.int32)', tiers.low_bits, first, width)} << (piece * {width})"
             if not first:
                 # Zero and step are the same for all planes.
-                yield f"            tl.store(p_ranges + {at} * capacity + token, zero)"
-                yield f"            tl.store(p_ranges + {at + 1} * capacity + token, step)"
-                if tensor == "k":
-                    yield "            tl.store(p_refined + token, tl.zeros_like(token).to(tl.uint8))"
+                yield f"            place = {range_place('token')}"
+                yield f"            tl.store(p_ranges + {at * PACKED} * groups + place, zero)"
+                yield f"            tl.store(p_ranges + {(at + 1) * PACKED} * groups + place, step)"
             yield f"        places = ((first // {PACKED} + o_g[:, None]) * {tiers.low_bits} + {row} + row) * {dim}"
             yield f"        tl.store(p_low_{tensor} + places + {name}, packed.to(tl.uint8){stored_where(inside)})"
             row += width
@@ -230,8 +231,11 @@ def _compete(spec: TieredSpec, in_d: str, in_v: str) -> Iterator[str]:
     yield "            looking = stays & (slot < pooled)"
     yield "        old = tl.load(p_pool_token + slot, mask=slot < pooled, other=0)"
     yield "        tl.debug_barrier()"
-    yield "        tl.store(p_refined + old, 0, mask=slot < pooled)"
-    yield "        tl.store(p_refined + token, 1)"
+    yield f"        marks = tl.load(p_refined + old // {PACKED}).to(tl.int32) & ~(1 << old % {PACKED})"
+    yield f"        tl.store(p_refined + old // {PACKED}, marks.to(tl.uint8), mask=slot < pooled)"
+    yield "        tl.debug_barrier()"
+    yield f"        marks = tl.load(p_refined + token // {PACKED}).to(tl.int32) | 1 << token % {PACKED}"
+    yield f"        tl.store(p_refined + token // {PACKED}, marks.to(tl.uint8))"
     yield "        tl.store(p_pool_token + slot, token)"
     yield "        tl.store(p_pool_score + slot, bits.to(tl.float32, bitcast=True))"
     yield from indented(_refine(spec, in_d, in_v), 2)

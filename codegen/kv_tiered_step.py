@@ -29,6 +29,9 @@ from .steps import Place, StepMaker
 KEYS = 64
 """Keys that a program takes at a time."""
 
+GROUPS = 32
+"""Tokens in codes that a program takes at a time."""
+
 ROWS = 64
 """Rows of queries that a program takes at most."""
 
@@ -99,7 +102,7 @@ class _Call:
         named |= {name: found[at] for at, name in enumerate(results) if at in found and name not in named}
         values: dict[str, Any] = {
             "tokens": size_text(self.tokens),
-            "capacity": size_text(program.shape(self.given["refined"])[2]),
+            "capacity": size_text(program.shape(self.given["low_k"])[2]),
             "slots": size_text(self.slots),
             "scale": float(self.given.get("scale", 0.0)),
         }
@@ -120,7 +123,7 @@ class _Call:
 def _attention(program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str) -> Sequence[KernelStep]:
     call = _Call(program, node, place, sources, device)
     grid = (_blocks(call.rows, call.block_m), call.key_heads, call.batch)
-    tiles = {"BLOCK_M": call.block_m, "BLOCK_N": KEYS}
+    tiles = {"BLOCK_M": call.block_m, "BLOCK_N": KEYS, "BLOCK_G": GROUPS}
     return call.step("kv_tiered_attention", attention_text(call.spec), attention_parameters(), ("out", "lse"), grid, tiles)
 
 

@@ -90,6 +90,11 @@ def packed_shift(rows: str, width: int) -> str:
     return f"{rows} % {PACKED} // {width} * {width}" if width > 1 else f"{rows} % {PACKED}"
 
 
+def range_place(tokens: str) -> str:
+    """Return the text of where tokens' ranges and marks are, given their numbers."""
+    return f"{tokens} % {PACKED} * groups + {tokens} // {PACKED}"
+
+
 def codes(pointer: str, rows: str, bits: int, dim: int, mask: str, name: str = "o_d") -> str:
     """Return the text of a tile of codes, int32: of rows [N, 1] by their numbers."""
     terms, row = [], 0
@@ -149,15 +154,21 @@ def places(spec: TieredSpec, states: Iterable[str]) -> Iterator[str]:
     """Yield what moves pointers to the program's sequence and key head, and tells how much there is."""
     tiers, d, dv = spec.tiers, spec.head_dim, spec.value_dim
     yield "head = (i_b * heads + i_h).to(tl.int64)"
-    yield "filled = tl.minimum(tl.load(p_past + i_b), capacity).to(tl.int32)"
+    yield f"groups = capacity // {PACKED}"
+    yield f"room = groups * {PACKED} // {tiers.group_size} * {tiers.group_size} + {tiers.ring - 1}"
+    yield "filled = tl.minimum(tl.load(p_past + i_b).to(tl.int32), room)"
     yield f"stored = tl.maximum(filled - {tiers.residual}, 0) // {tiers.group_size} * {tiers.group_size}"
     yield f"pooled = stored // {tiers.group_size} * {tiers.promoted}"
     fine = f"slots // {PACKED} * {tiers.fine_bits}" if tiers.fine_bits else "slots"
-    low = f"capacity // {PACKED} * {tiers.low_bits}"
     sizes = {
         **{"recent_k": f"{tiers.ring * d}", "recent_v": f"{tiers.ring * dv}", "recent_score": f"{tiers.ring}"},
-        **{"balance": f"{d}", "low_k": f"({low} * {d})", "low_v": f"({low} * {dv})", "ranges": "(4 * capacity)"},
-        **{"refined": "capacity", "fine_k": f"({fine} * {d})", "fine_v": f"({fine} * {dv})"},
+        **{
+            "balance": f"{d}",
+            "low_k": f"(capacity * {d * tiers.low_bits // 8})",
+            "low_v": f"(capacity * {dv * tiers.low_bits // 8})",
+            "ranges": f"(groups * {4 * PACKED})",
+        },
+        **{"refined": "groups", "fine_k": f"({fine} * {d})", "fine_v": f"({fine} * {dv})"},
         **{"pool_token": "slots", "pool_score": "slots"},
     }
     for state in states:
@@ -173,7 +184,7 @@ def attention_text(spec: TieredSpec) -> str:
     Limits: heads of up to 256 features.
     Reference: graphwright/ir/ops/kv_tiered.py, kv_tiered_attention_reference.
     """
-    return function("{name}", LARGER, attention_parameters(), ("BLOCK_M", "BLOCK_N"), _attention(spec))
+    return function("{name}", LARGER, attention_parameters(), ("BLOCK_M", "BLOCK_N", "BLOCK_G"), _attention(spec))
 
 
 def _attention(spec: TieredSpec) -> Iterator[str]:
@@ -232,27 +243,44 @@ def _stored(spec: TieredSpec, in_d: str, in_v: str) -> Iterator[str]:
     yield f"balanced_q = q / tl.load(p_balance + o_d{f', mask={in_d}, other=1' if in_d else ''})"
     yield "sum_q = tl.sum(balanced_q, 1)"
     if tiers.promoted < tiers.group_size:
-        yield "for first in range(0, stored, BLOCK_N):"
-        yield "    rows = first + tl.arange(0, BLOCK_N)[:, None]"
-        yield "    o_n = first + tl.arange(0, BLOCK_N)"
+        yield "# A block is of every eighth token: its codes are at even distances, and at the same place in their bytes."
+        yield f"for first in range(0, stored // {PACKED}, BLOCK_G):"
+        yield f"    for lane in range({PACKED}):"
+        yield "        rows = first + tl.arange(0, BLOCK_G)[:, None]"
+        yield "        o_n = first + tl.arange(0, BLOCK_G)"
+        yield f"        inside_2d, inside_n = rows < stored // {PACKED}, o_n < stored // {PACKED}"
         for tensor, dim, name, inside in (("k", d, "o_d", in_d), ("v", dv, "o_v", in_v)):
-            text = codes(f"p_low_{tensor}", "rows", tiers.low_bits, dim, masked("rows < stored", inside), name)
-            yield f"    {tensor} = ({text}).to(tl.float32)"
-        yield from indented(_ranges("o_n", "o_n < stored"))
-        yield '    s = tl.dot(balanced_q, tl.trans(k), input_precision="ieee")'
-        yield "    s = s * k_step[None, :] + sum_q[:, None] * k_zero[None, :]"
-        yield (
-            "    low = tl.load(p_refined + o_n, mask=o_n < stored, other=1) == 0"
-            if tiers.promoted
-            else "    low = o_n < stored"
-        )
-        yield '    s = tl.where(low[None, :], s, float("-inf"))'
-        yield from indented(_update(encoded=True))
+            text = _lane_codes(f"p_low_{tensor}", tiers.low_bits, dim, masked("inside_2d", inside), name)
+            yield f"        {tensor} = ({text}).to(tl.float32)"
+        yield "        place = lane * groups + o_n"
+        yield from indented(_ranges("place", "inside_n"), 2)
+        yield '        s = tl.dot(balanced_q, tl.trans(k), input_precision="ieee")'
+        yield "        s = s * k_step[None, :] + sum_q[:, None] * k_zero[None, :]"
+        marks = "tl.load(p_refined + o_n, mask=inside_n, other=255).to(tl.int32)"
+        yield f"        low = {f'({marks} >> lane & 1) == 0' if tiers.promoted else 'inside_n'}"
+        yield '        s = tl.where(low[None, :], s, float("-inf"))'
+        yield from indented(_update(encoded=True), 2)
     if tiers.promoted:
         yield "for first in range(0, pooled, BLOCK_N):"
         yield "    slots_2d = first + tl.arange(0, BLOCK_N)[:, None]"
         yield "    o_n = first + tl.arange(0, BLOCK_N)"
         yield from indented(_pool(spec, in_d, in_v))
+
+
+def _lane_codes(pointer: str, bits: int, dim: int, mask: str, name: str) -> str:
+    """The codes of the tokens 8 * rows + lane."""
+    terms, row = [], 0
+    for first, width in planes(bits):
+        base = f"rows * {bits * dim}"
+        if width > 1:
+            base += f" + ({f'{row} + ' if row else ''}lane % {width}) * {dim}"
+        elif row:
+            base += f" + {row * dim}"
+        load = f"tl.load({pointer} + {base} + {name}{mask}).to(tl.int32)"
+        term = f"({load} >> ({f'lane // {width} * {width}' if width > 1 else 'lane'}) & {(1 << width) - 1})"
+        terms.append(f"({term} << {first})" if first else term)
+        row += width
+    return " | ".join(terms)
 
 
 def _pool(spec: TieredSpec, in_d: str, in_v: str) -> Iterator[str]:
@@ -263,7 +291,8 @@ def _pool(spec: TieredSpec, in_d: str, in_v: str) -> Iterator[str]:
         for tensor, dim, name, inside in pairs:
             yield from refined_codes(spec, tensor, dim, name, inside)
         yield "tokens_of = tl.load(p_pool_token + o_n, mask=o_n < pooled, other=0)"
-        yield from _ranges("tokens_of", "o_n < pooled", tiers.fine_bits)
+        yield f"place = {range_place('tokens_of')}"
+        yield from _ranges("place", "o_n < pooled", tiers.fine_bits)
         yield 's = tl.dot(balanced_q, tl.trans(k), input_precision="ieee")'
         yield "s = s * k_step[None, :] + sum_q[:, None] * k_zero[None, :]"
     else:
@@ -289,7 +318,7 @@ def _ranges(tokens: str, inside: str, fine_bits: int = 0) -> Iterator[str]:
     """Zero and step of tokens' keys and values; with refinement, of codes that have its bits as their lowest."""
     for at, tensor in ((0, "k"), (2, "v")):
         for j, part in ((at, "zero"), (at + 1, "step")):
-            place = f"p_ranges + {f'{j} * capacity + ' if j else ''}{tokens}"
+            place = f"p_ranges + {f'{j * PACKED} * groups + ' if j else ''}{tokens}"
             yield f"{tensor}_{part} = tl.load({place}, mask={inside}, other=0).to(tl.float32)"
         if fine_bits:
             yield from refined_range(f"{tensor}_zero", f"{tensor}_step", fine_bits)
@@ -372,7 +401,7 @@ def _mass(spec: TieredSpec) -> Iterator[str]:
         if tiers.fine_bits:
             yield from indented(refined_codes(spec, "k", d, "o_d", in_d))
             for j, part in ((0, "zero"), (1, "step")):
-                place = f"p_ranges + {'capacity + ' if j else ''}rows"
+                place = f"p_ranges + {f'{PACKED} * groups + ' if j else ''}{range_place('rows')}"
                 yield f"    {part} = tl.load({place}, mask=slots_2d < pooled, other=0).to(tl.float32)"
             yield from indented(refined_range("zero", "step", tiers.fine_bits))
             balance = f"tl.load(p_balance + o_d{f', mask={in_d}, other=1' if in_d else ''})"
@@ -385,7 +414,8 @@ def _mass(spec: TieredSpec) -> Iterator[str]:
         yield "    o_n = first + tl.arange(0, BLOCK_N)"
         yield "    tl.store(p_pool_mass + head * slots + o_n, tl.where(o_n < pooled, mass, 0.0), mask=o_n < slots)"
     else:
-        yield "    pass"
+        yield "    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)"
+        yield "    tl.store(p_pool_mass + head * slots + o_n, tl.zeros([BLOCK_N], tl.float32), mask=o_n < slots)"
     yield "elif i_n < pool_blocks + recent_blocks:"
     yield "    first = (i_n - pool_blocks) * BLOCK_N"
     yield "    o_n = first + tl.arange(0, BLOCK_N)[:, None]"
@@ -396,6 +426,13 @@ def _mass(spec: TieredSpec) -> Iterator[str]:
     yield f"    in_use = held(o_n, stored, filled, {tiers.ring})"
     yield f"    tl.store(p_recent_mass + head * {tiers.ring} + o_n, tl.where(in_use, mass, 0.0), mask=o_n < {tiers.ring})"
     yield "else:"
+    if spec.one:
+        yield "    o_r = tl.arange(0, BLOCK_M)"
+        yield f"    q = tl.load(p_q + o_r[:, None] * q_head + o_d{masked('o_r[:, None] < stop', in_d)}).to(tl.float32)"
+        yield f"    s = tl.sum(q * tl.load(p_k + o_d{masked(in_d)}).to(tl.float32), 1) * scale"
+        yield '    lse = tl.load(p_lse + o_r, mask=o_r < stop, other=float("inf"))'
+        yield "    tl.store(p_own_mass + head, tl.sum(tl.exp(s - lse), 0))"
+        return
     yield "    first = (i_n - pool_blocks - recent_blocks) * BLOCK_N"
     yield "    o_n = first + tl.arange(0, BLOCK_N)[:, None]"
     yield f"    k = tl.load(p_k + o_n.to(tl.int64) * k_token + o_d{masked('o_n < tokens', in_d)}).to(tl.float32)"

@@ -23,6 +23,7 @@ PASSES: dict[str, str] = {
     "common-subexpressions": "graphwright.passes.cleanup.common_subexpressions:CommonSubexpressions",
     "constant-folding": "graphwright.passes.cleanup.constant_folding:ConstantFolding",
     "dead-code": "graphwright.passes.cleanup.dead_code:DeadCode",
+    "dense-when-short": "graphwright.passes.sparsity.dense_when_short:DenseWhenShort",
     "drop-layers": "graphwright.passes.depth.drop_layers:DropLayers",
     "fuse-projections": "graphwright.passes.fusing.projections:FuseProjections",
     "known-tables": "graphwright.passes.cleanup.known_tables:KnownTables",
@@ -37,7 +38,10 @@ PASSES: dict[str, str] = {
     "raise-rotary": "graphwright.passes.raising.rotary:RaiseRotary",
     "redundant-casts": "graphwright.passes.cleanup.redundant_casts:RedundantCasts",
     "redundant-layout": "graphwright.passes.cleanup.redundant_layout:RedundantLayout",
+    "ring-cache": "graphwright.passes.kv.ring_cache:RingCache",
     "split-bias": "graphwright.passes.fusing.split_bias:SplitBias",
+    "tier-cache": "graphwright.passes.kv.tier_cache:TierCache",
+    "vertical-slash": "graphwright.passes.sparsity.vertical_slash:VerticalSlash",
     "window-attention": "graphwright.passes.sparsity.window_attention:WindowAttention",
 }
 """The passes of this package, imported when they are asked for."""

@@ -1,4 +1,4 @@
-"""`graphwright::kv_tiered_attention`, `kv_tiered_mass` and `kv_tiered_append`: a cache that holds important tokens more precisely.
+"""`graphwright::kv_tiered_attention`, `kv_tiered_mass` and `kv_tiered_append`: important tokens kept more precisely.
 
 With n tokens of a sequence in the cache, the first `stored_tokens(n)` are stored in codes, and the other n - stored_tokens(n),
 at most residual + group_size - 1 of them, lie as they are in a ring. Tokens leave the ring group by group. Every stored token
@@ -20,7 +20,7 @@ that. `balance` is sqrt(max |q| / max |k|) for each channel over the tokens and 
 evens out channels that are large in all keys: (q / balance) (balance k) is q k.
 
 *Packing.* Bits lie in planes of 4, 2 and 1, lowest bits first; 3 bits are planes of 2 and 1. Eight tokens (or slots of the
-pool) take `bits` rows of bytes, for each plane of w bits w rows of them: row j of a plane holds the bits of token j, j + w, ...,
+pool) take `bits` rows of bytes, w of them for each plane of w bits: row j of a plane holds the bits of token j, j + w, ...,
 from its lowest bits upwards.
 """
 
@@ -54,10 +54,11 @@ STATES = (
 recent_k [B, Hk, N, D] and recent_v [B, Hk, N, Dv], of the model's dtype, with N = residual + group_size: token p at slot p % N.
 recent_score [B, Hk, N], float32: of the tokens there.
 balance [B, Hk, D], float32: what keys are multiplied by before they are encoded.
-low_k [B, Hk, C // 8 * low_bits, D] and low_v [B, Hk, C // 8 * low_bits, Dv], uint8: codes of token t among the rows of t // 8.
-ranges [B, Hk, 4, C], float16: zero and step of keys, zero and step of values.
-refined [B, Hk, C], uint8: 1 for a stored token in the pool.
-fine_k, fine_v: of the pool's slots, codes as low_k and low_v, or [B, Hk, P, D] in the model's dtype if fine_bits is 0.
+low_k [B, Hk, C, D * low_bits / 8] and low_v likewise, uint8: of each head the bytes of C // 8 * low_bits rows of D.
+ranges [B, Hk, 4, 8, C // 8], float16: zero and step of keys, zero and step of values, token t at [t % 8, t // 8].
+refined [B, Hk, C // 8], uint8: bit t % 8 of byte t // 8 is 1 for a stored token in the pool.
+fine_k [B, Hk, P // 8 * fine_bits, D] and fine_v likewise, uint8: of the pool's slots; if fine_bits is 0 [B, Hk, P, D] in the
+model's dtype.
 pool_token [B, Hk, P], int32, and pool_score [B, Hk, P], float32: the token in each slot, and its score.
 P is at least C // group_size * promoted, a multiple of 8, and not 0. Whatever is not in use may hold anything.
 """
@@ -86,7 +87,7 @@ class Tiers:
         low_bits: of the codes of every stored token: 2, 3 or 4.
         fine_bits: that a refined token has beyond these, 1 to 6; 0 if it is held as it is.
         residual: tokens that are never stored in codes, at least 0.
-        group_size: tokens that leave the ring together: 8, 16, 32, 64 or 128.
+        group_size: tokens that leave the ring together: 8, 16 or 32.
         promoted: stored tokens in the pool for each group that has left, 0 to group_size.
     """
 
@@ -95,6 +96,24 @@ class Tiers:
     residual: int
     group_size: int
     promoted: int
+
+    def problem(self) -> str:
+        """Return what is out of its range, "" if nothing is."""
+        if self.low_bits not in (2, 3, 4):
+            return f"low_bits must be 2, 3 or 4, got {self.low_bits}"
+        if not 0 <= self.fine_bits <= PACKED - self.low_bits:
+            return f"fine_bits must be 0 to {PACKED - self.low_bits}, got {self.fine_bits}"
+        if self.group_size not in (8, 16, 32):
+            return f"group_size must be 8, 16 or 32, got {self.group_size}"
+        if self.residual < 0:
+            return f"residual must be at least 0, got {self.residual}"
+        if not 0 <= self.promoted <= self.group_size:
+            return f"promoted must be 0 to {self.group_size}, got {self.promoted}"
+        return ""
+
+    def room(self, groups: int) -> int:
+        """Return how many tokens there is room for with so many times eight in codes."""
+        return groups * PACKED // self.group_size * self.group_size + self.ring - 1
 
     @property
     def ring(self) -> int:
@@ -175,7 +194,13 @@ class _Row:
     def __init__(self, states: dict[str, torch.Tensor], row: int, past: int, tiers: Tiers) -> None:
         self.tiers = tiers
         self.at = {name: state[row] for name, state in states.items()}
-        self.past = min(past, self.at["refined"].shape[-1])
+        # Tokens are beside each other here; what is written into the view gets into the state.
+        self.at["ranges"] = self.at["ranges"].mT
+        groups = self.at["refined"].shape[1]
+        for name in ("low_k", "low_v"):
+            self.at[name] = self.at[name][:, : groups * PACKED].view(len(self.at[name]), groups * tiers.low_bits, -1)
+        self.room = tiers.room(groups)
+        self.past = min(past, self.room)
         self.stored, self.pooled = tiers.stored_tokens(self.past), tiers.pool_tokens(self.past)
         self.recent = torch.arange(self.stored, self.past, device=self.at["refined"].device) % tiers.ring
 
@@ -189,7 +214,7 @@ class _Row:
         first = 0 if name == "k" else 2
         groups = -(-self.stored // PACKED)
         codes = unpack(at[f"low_{name}"][:, : groups * tiers.low_bits], tiers.low_bits)[:, : self.stored]
-        zero, step = (at["ranges"][:, first + j, : self.stored] for j in range(2))
+        zero, step = (at["ranges"][:, first + j, :groups].flatten(1)[:, : self.stored] for j in range(2))
         stored = decode(codes, None, zero, step, 0)
         if self.pooled:
             stored = stored.scatter(
@@ -238,7 +263,7 @@ def kv_tiered_attention_reference(
         q: [B, H, T, D], floating point.
         k: [B, Hk, T, D], H a multiple of Hk: of the same tokens; they are not in the cache.
         v: [B, Hk, T, Dv].
-        past: [B], int64: tokens in the cache, at most its capacity.
+        past: [B], int64: tokens in the cache, at most `Tiers.room` of C // 8.
         states: see `STATES`.
         scale: factor of the scores.
         tiers: see `Tiers`.
@@ -312,7 +337,7 @@ def kv_tiered_append_reference(
     balanced: bool,
     **tiers: int,
 ) -> tuple[torch.Tensor, ...]:
-    """Return the states with new tokens behind the `past` ones; what goes beyond the capacity is left out.
+    """Return the states with new tokens behind the `past` ones; what there is no room for is left out.
 
     Args:
         q: as in `kv_tiered_attention`; read when a sequence is new (past is 0), for its balance.
@@ -333,8 +358,7 @@ def kv_tiered_append_reference(
     new = tuple(state.clone() for state in states)
     format_ = Tiers(**tiers)
     for at, row in enumerate(_rows(new, past, format_)):
-        room = row.at["refined"].shape[-1] - row.past
-        number = min(k.shape[2] if count is None else int(count[at]), room)
+        number = min(k.shape[2] if count is None else int(count[at]), row.room - row.past)
         if number <= 0:
             continue
         row.at["pool_score"][:, : row.pooled] += pool_mass[at, :, : row.pooled]
@@ -370,23 +394,26 @@ def _store(row: _Row, leaving: dict[str, torch.Tensor], pooled: int) -> None:
     """Encode the tokens that leave the ring, and let them and the pool's compete."""
     at, tiers = row.at, row.tiers
     count = leaving["score"].shape[1]
-    tokens = slice(row.stored, row.stored + count)
+    groups = slice(row.stored // PACKED, (row.stored + count) // PACKED)
     fine = {}
     for first, name in ((0, "k"), (2, "v")):
         x = leaving[name].float() * (at["balance"][:, None] if name == "k" else 1.0)
         codes, fine[name], zero, step = encode(x, tiers.low_bits, tiers.fine_bits)
-        rows = slice(tokens.start // PACKED * tiers.low_bits, tokens.stop // PACKED * tiers.low_bits)
+        rows = slice(groups.start * tiers.low_bits, groups.stop * tiers.low_bits)
         at[f"low_{name}"][:, rows] = pack(codes, tiers.low_bits)
-        at["ranges"][:, first, tokens], at["ranges"][:, first + 1, tokens] = zero, step
-    at["refined"][:, tokens] = 0
+        at["ranges"][:, first, groups] = zero.unflatten(1, (-1, PACKED))
+        at["ranges"][:, first + 1, groups] = step.unflatten(1, (-1, PACKED))
+    at["refined"][:, groups] = 0
     for head in range(leaving["score"].shape[0]):
         scores = torch.cat((at["pool_score"][head, : row.pooled], leaving["score"][head]))
         kept = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
         kept[scores.argsort(descending=True, stable=True)[:pooled]] = True
         free = torch.cat(((~kept[: row.pooled]).nonzero()[:, 0], torch.arange(row.pooled, pooled, device=scores.device)))
         taken = kept[row.pooled :].nonzero()[:, 0]
-        at["refined"][head, at["pool_token"][head, free[free < row.pooled]].long()] = 0
-        at["refined"][head, row.stored + taken] = 1
+        old = at["pool_token"][head, free[free < row.pooled]].long()
+        marks = unpack(at["refined"][head, :, None], 1)
+        marks[old], marks[row.stored + taken] = 0, 1
+        at["refined"][head] = pack(marks, 1)[:, 0]
         at["pool_token"][head, free] = (row.stored + taken).int()
         at["pool_score"][head, free] = leaving["score"][head, taken]
         for name in "kv":
@@ -403,11 +430,8 @@ def _check(q: torch.Tensor, k: torch.Tensor, past: torch.Tensor, states: tuple[A
     expect(q.dim() == 4 and k.dim() == 4, "q and k must be [batch, heads, tokens, features]")
     expect(q.shape[1] % k.shape[1] == 0, f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads")
     expect(past.dim() == 1 and past.dtype == torch.int64, f"past must be int64 [batch], got {past.dtype} {tuple(past.shape)}")
-    expect(tiers.low_bits in (2, 3, 4), f"low_bits must be 2, 3 or 4, got {tiers.low_bits}")
-    expect(0 <= tiers.fine_bits <= PACKED - tiers.low_bits, f"fine_bits must be 0 to {PACKED - tiers.low_bits}")
-    expect(tiers.group_size in (8, 16, 32, 64, 128), f"group_size must be 8, 16, 32, 64 or 128, got {tiers.group_size}")
-    expect(0 <= tiers.promoted <= tiers.group_size, f"promoted must be 0 to {tiers.group_size}, got {tiers.promoted}")
-    for name, dims in (("recent_k", 4), ("ranges", 4), ("refined", 3), ("pool_score", 3)):
+    expect(not tiers.problem(), tiers.problem())
+    for name, dims in (("recent_k", 4), ("ranges", 5), ("refined", 3), ("pool_score", 3)):
         expect(states[STATES.index(name)].dim() == dims, f"{name} must have {dims} dimensions")
     recent = states[0].shape
     expect(recent[2] == tiers.ring, f"the ring has {recent[2]} slots, residual and group_size are {tiers.ring}")
@@ -437,7 +461,7 @@ def _append_fake(q: Any, k: Any, v: Any, past: Any, *rest: Any, count: Any = Non
 def _attention_flops(program: Program, node: fx.Node) -> int | sympy.Expr:
     given: Any = node.args
     batch, heads, queries, features = program.shape(given[0])
-    keys, values = program.shape(given[4 + STATES.index("refined")])[2], program.shape(given[2])[3]
+    keys, values = program.shape(given[4 + STATES.index("refined")])[2] * PACKED, program.shape(given[2])[3]
     return batch * heads * queries * keys * (2 * features + 2 * values + 8)
 
 

@@ -239,17 +239,16 @@ def _shapes(site: Site, tiers: Tiers) -> dict[str, tuple[tuple[Any, ...], torch.
     values, dtype = site.value_size, site.dtype
     # The pool is never empty: an empty tensor has no place.
     slots = capacity // tiers.group_size * tiers.promoted // PACKED * PACKED + PACKED if tiers.promoted else PACKED
-    low = capacity // PACKED * tiers.low_bits
     fine, kind = (slots // PACKED * tiers.fine_bits, torch.uint8) if tiers.fine_bits else (slots, dtype)
     shapes: dict[str, tuple[tuple[Any, ...], torch.dtype]] = {
         "recent_k": ((tiers.ring, size), dtype),
         "recent_v": ((tiers.ring, values), dtype),
         "recent_score": ((tiers.ring,), torch.float32),
         "balance": ((size,), torch.float32),
-        "low_k": ((low, size), torch.uint8),
-        "low_v": ((low, values), torch.uint8),
-        "ranges": ((4, capacity), torch.float16),
-        "refined": ((capacity,), torch.uint8),
+        "low_k": ((capacity, size * tiers.low_bits // 8), torch.uint8),
+        "low_v": ((capacity, values * tiers.low_bits // 8), torch.uint8),
+        "ranges": ((4, PACKED, capacity // PACKED), torch.float16),
+        "refined": ((capacity // PACKED,), torch.uint8),
         "fine_k": ((fine, size), kind),
         "fine_v": ((fine, values), kind),
         "pool_token": ((slots,), torch.int32),
@@ -268,7 +267,7 @@ def _slot_bytes(site: Site, tiers: Tiers) -> float:
 def bytes_per_token(site: Site, tiers: Tiers) -> float:
     """Return the bytes of a layer's cache for each token that there is room for."""
     codes = (site.key_size + site.value_size) * tiers.low_bits / 8
-    ranges, refined = 4 * torch.float16.itemsize, torch.uint8.itemsize
+    ranges, refined = 4 * torch.float16.itemsize, 1 / PACKED
     return site.heads * (codes + ranges + refined + tiers.promoted / tiers.group_size * _slot_bytes(site, tiers))
 
 

@@ -11,8 +11,9 @@ import torch
 from graphwright.codegen.lower import lower
 from graphwright.ir import dialect
 from graphwright.ir.containers import Container, Leaf
+from graphwright.ir.errors import LoweringError
 from graphwright.ir.fixing import fix_dimension
-from graphwright.ir.ops.kv_tiered import STATES, Tiers, unpack
+from graphwright.ir.ops.kv_tiered import STATES, Tiers
 from graphwright.ir.signature import Parameter, Range, Signature, TensorSpec
 from graphwright.runtime.executable import Executable
 
@@ -23,17 +24,16 @@ PACKED = ("low_k", "low_v", "fine_k", "fine_v")
 def state_shapes(tiers: Tiers, heads: int, size: int, values: int, dtype: torch.dtype):
     """Return the shape, without the batch, and the dtype of every state."""
     slots = CAPACITY // tiers.group_size * tiers.promoted // 8 * 8 + 8
-    low = CAPACITY // 8 * tiers.low_bits
     fine = (slots // 8 * tiers.fine_bits, torch.uint8) if tiers.fine_bits else (slots, dtype)
     shapes = {
         "recent_k": ((heads, tiers.ring, size), dtype),
         "recent_v": ((heads, tiers.ring, values), dtype),
         "recent_score": ((heads, tiers.ring), torch.float32),
         "balance": ((heads, size), torch.float32),
-        "low_k": ((heads, low, size), torch.uint8),
-        "low_v": ((heads, low, values), torch.uint8),
-        "ranges": ((heads, 4, CAPACITY), torch.float16),
-        "refined": ((heads, CAPACITY), torch.uint8),
+        "low_k": ((heads, CAPACITY, size * tiers.low_bits // 8), torch.uint8),
+        "low_v": ((heads, CAPACITY, values * tiers.low_bits // 8), torch.uint8),
+        "ranges": ((heads, 4, 8, CAPACITY // 8), torch.float16),
+        "refined": ((heads, CAPACITY // 8), torch.uint8),
         "fine_k": ((heads, fine[0], size), fine[1]),
         "fine_v": ((heads, fine[0], values), fine[1]),
         "pool_token": ((heads, slots), torch.int32),
@@ -89,8 +89,8 @@ def garbage(program, batch: int) -> list[torch.Tensor]:
 class Pair:
     """The reference and the kernels, fed with the same calls."""
 
-    def __init__(self, program, tiers: Tiers, batch: int) -> None:
-        self.program, self.tiers, self.batch = program, tiers, batch
+    def __init__(self, program, batch: int) -> None:
+        self.program, self.batch = program, batch
         self.module = program.module()
         one = fix_dimension(program, "tokens", 1)
         self.executables = {made is one: Executable(lower(made), made.weights, made.signature) for made in (program, one)}
@@ -124,9 +124,7 @@ class Pair:
         """Compare states; where a value is next to the middle of two codes either is right."""
         for name in STATES:
             if name in PACKED and got[name].dtype == torch.uint8:
-                bits = self.tiers.low_bits if name.startswith("low") else self.tiers.fine_bits
-                differ = unpack(got[name], bits) != unpack(expected[name], bits)
-                assert differ.sum() <= 2e-3 * differ.numel(), name
+                assert (got[name] != expected[name]).sum() <= 5e-3 * got[name].numel(), name
             else:
                 near = 1e-3 if name == "ranges" else max(tolerance, 1e-5)
                 torch.testing.assert_close(got[name], expected[name], rtol=near, atol=1e-6, equal_nan=True)
@@ -144,10 +142,61 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMATS)
+QUICK = ("3 and 8 bits",)
+"""Compiling takes long."""
+
+
+@pytest.mark.parametrize("form", [pytest.param(f, marks=[] if f in QUICK else [pytest.mark.slow]) for f in FORMATS])
 def test_kernels_give_what_the_references_give(builder, form) -> None:
     """A prompt, single tokens over the end of a group, and a part of several groups; what is not in use is NaN."""
     torch.manual_seed(0)
-    pair = Pair(program_of(builder, FORMATS[form]), FORMATS[form], 2)
+    pair = Pair(program_of(builder, FORMATS[form]), 2)
     for tokens in (21, *[1] * 18, 37, 1):
         pair.call(tokens)
+
+
+def test_sequences_of_different_lengths(builder) -> None:
+    """Only the tokens that a call says there are get into a cache, and into scores; a sequence may get none."""
+    torch.manual_seed(0)
+    pair = Pair(program_of(builder, FORMATS["3 and 8 bits"], counted=True, window=5), 3)
+    for tokens, counts in ((40, (40, 7, 0)), (30, (0, 30, 19)), (1, (1, 1, 1))):
+        pair.call(tokens, counts)
+
+
+def test_a_cache_without_room_is_not_written_beyond_its_end(builder) -> None:
+    """Tokens that there is no room for are left out, as in the reference, and nothing behind the states changes."""
+    torch.manual_seed(0)
+    pair = Pair(program_of(builder, FORMATS["3 and 8 bits"]), 1)
+    for tokens in (90, 60, 1):
+        pair.call(tokens)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "shape",
+    [{"heads": 3, "key_heads": 3}, {"heads": 5, "key_heads": 1, "size": 80, "values": 24}, {"balanced": False}],
+)
+def test_shapes_of_heads(builder, shape) -> None:
+    """Heads of their own or shared, sizes that are no power of two, and keys that are not balanced."""
+    torch.manual_seed(0)
+    pair = Pair(program_of(builder, FORMATS["3 and 8 bits"], **shape), 2)
+    for tokens in (63, 1, 5):
+        pair.call(tokens)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(builder, dtype) -> None:
+    """Entries are kept as they come, and all sums are in float32."""
+    torch.manual_seed(0)
+    pair = Pair(program_of(builder, FORMATS["3 and 8 bits"], dtype=dtype), 2)
+    for tokens in (50, 1, 5):
+        pair.call(tokens, tolerance=2e-2)
+
+
+def test_what_the_kernels_cannot_do_is_an_error(builder) -> None:
+    """Heads beyond the largest, and float64, are refused by name."""
+    with pytest.raises(LoweringError, match="up to 256 features"):
+        lower(program_of(builder, FORMATS["2 and 8 bits"], size=304))
+    with pytest.raises(LoweringError, match="float64"):
+        lower(program_of(builder, FORMATS["2 and 8 bits"], dtype=torch.float64))
