@@ -190,6 +190,7 @@ def build(name: str, options: ModelOptions) -> Built:
         GraphwrightError: the model cannot be found, loaded, captured or lowered.
     """
     passes, dynamic, recipe = parse_passes(options.passes), parse_dynamic(options.dynamic), parse_recipe(options.recipe)
+    _refuse_without_caches([*(recipe.passes if recipe is not None else ()), *passes], options.generate)
     with progress(f"loading {name}"):
         import graphwright
         from graphwright.generating import ending_of
@@ -228,6 +229,18 @@ def build(name: str, options: ModelOptions) -> Built:
     times_us = {**compiled.report.times_us, CAPTURE: capture_us}
     compiled.report = dataclasses.replace(compiled.report, times_us=times_us)
     return Built(compiled, model, program, tuple(calibration))
+
+
+def _refuse_without_caches(passes: Sequence[Pass], generate: bool) -> None:
+    """Refuse, before any work, passes that rewrite caches in a model that has none.
+
+    Raises:
+        click.UsageError: there is such a pass, and the model is not compiled to generate.
+    """
+    names = list(dict.fromkeys(step.name for step in passes if step.stage.value == "decode"))
+    if names and not generate:
+        verb = "rewrites" if len(names) == 1 else "rewrite"
+        raise click.UsageError(f"{', '.join(names)} {verb} caches, which only a model that generates has: add --generate")
 
 
 def build_or_load(name: str, options: ModelOptions) -> Built:

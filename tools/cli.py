@@ -40,6 +40,14 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that arguments start with; of a name that there is not, the nearest is suggested."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            from graphwright.ir.errors import unknown
+
+            ctx.fail(unknown("command", args[0], COMMANDS))
+        return super().resolve_command(ctx, args)
+
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(graphwright.__version__, prog_name="graphwright")

@@ -10,7 +10,7 @@ import click
 from .building import build, gather, generate_option, model_options
 from .costs import parse_sizes, size_option
 from .measured import measure, measure_tables
-from .output import Command, check_output, console, json_option, print_json, progress, size_text, spoken_progress
+from .output import Command, check_output, console, json_option, print_json, size_text, spoken_progress, writing
 from .summary import summary, summary_tables, view_of, where_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def compile(
     idle = idle_passes(compiled)
     if strict and idle:
         raise PassError("; ".join(idle))
-    with progress(f"writing {output}"):
+    with writing(output):
         compiled.save(output)
     data = {"model": model, "output": str(output), **summary(compiled, view, at), "file_bytes": output.stat().st_size}
     data["idle"] = idle

@@ -89,6 +89,22 @@ def spoken_progress(what: str) -> Iterator[Callable[[str], None]]:
         yield lambda part: status.update(f"{what} {escape(part)}")
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Show that a file is being written, and say which one where that fails.
+
+    Raises:
+        click.ClickException: it cannot be written.
+    """
+    with progress(f"writing {path}"):
+        try:
+            yield
+        except OSError as error:
+            raise click.ClickException(
+                f"{path} cannot be written: {error.strerror or error}; what was there before is unchanged"
+            ) from error
+
+
 def check_output(path: Path, suffix: str, option: str) -> None:
     """Check, before any work, that a file can be written there.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .building import ModelOptions, build_or_load, gather, model_options, signature_of
-from .output import Command, check_output, console, json_option, print_json, progress, table, time_text, write_whole
+from .output import Command, check_output, console, json_option, print_json, progress, table, time_text, write_whole, writing
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,8 @@ def run(
     if output is not None:
         import safetensors.torch
 
-        write_whole(output, safetensors.torch.save({name: t.cpu().contiguous().clone() for name, t in results.items()}))
+        with writing(output):
+            write_whole(output, safetensors.torch.save({name: t.cpu().contiguous().clone() for name, t in results.items()}))
         data["output"] = str(output)
     if as_json:
         print_json(data)

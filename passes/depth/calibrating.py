@@ -44,7 +44,7 @@ class Calibration:
         if not samples:
             raise PassError(
                 f"{who}: scores rest on sample calls, and there are none: compile with calibration=[...], a list of (args, "
-                f"kwargs) or of dicts of named arguments"
+                f"kwargs) or of dicts of named arguments (on the command line: --calibration FILE)"
             )
         self._program, self._who = program, who
         self.calls = [_flatten(program, sample, f"{who}: calibration call {k}") for k, sample in enumerate(samples)]
