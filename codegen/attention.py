@@ -54,6 +54,8 @@ class AttentionSpec:
             number of single keys and these. BLOCK_M and BLOCK_N are 64. No limits are told but causality.
         one: there is one query, and a program computes it for all heads that share a key head i_h, which are its rows: o_q
             counts them from the first. The query's own key and value, p_new_k and p_new_v, are put into the caches first.
+        ring: the caches are rings: a token is in slot position % capacity, and slots are keys in the order in which they lie.
+            No limits are told, since these would be of positions.
 
     Raises:
         LoweringError: a value is out of its range.
@@ -81,6 +83,7 @@ class AttentionSpec:
     cached: bool = False
     listed: bool = False
     one: bool = False
+    ring: bool = False
 
     def __post_init__(self) -> None:
         for what, size in (("head_dim", self.head_dim), ("value_dim", self.value_dim)):

@@ -106,9 +106,10 @@ def _append(spec: AttentionSpec) -> Iterator[str]:
     for tensor, parts in (("k", spec.query_parts), ("v", spec.value_parts)):
         yield f"p_new_{tensor} += i_b.to(tl.int64) * new_{tensor}_batch + i_h.to(tl.int64) * new_{tensor}_head"
         for part in parts:
-            inside = part.mask("offset < capacity")
+            inside = part.mask(None if spec.ring else "offset < capacity")
             yield f"new = tl.load(p_new_{tensor} + {part.columns}{inside})"
-            yield f"tl.store(p_{tensor} + offset.to(tl.int64) * {tensor}_token + {part.columns}, new{inside})"
+            slot = "(offset % capacity)" if spec.ring else "offset"
+            yield f"tl.store(p_{tensor} + {slot}.to(tl.int64) * {tensor}_token + {part.columns}, new{inside})"
     yield "tl.debug_barrier()"
 
 

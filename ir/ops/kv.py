@@ -54,11 +54,12 @@ def _append_fake(cache: torch.Tensor, new: torch.Tensor, past: torch.Tensor) -> 
     expect(cache.dtype == new.dtype, f"the cache is {cache.dtype}, what is new is {new.dtype}")
     for dim in (0, 1, 3):
         expect(cache.shape[dim] == new.shape[dim], f"the cache is {tuple(cache.shape)}, what is new is {tuple(new.shape)}")
-    _expect_past(past, cache.shape[0])
+    expect_past(past, cache.shape[0])
     return torch.empty_like(cache, memory_format=torch.contiguous_format)
 
 
-def _expect_past(past: torch.Tensor, batch: int | torch.SymInt) -> None:
+def expect_past(past: torch.Tensor, batch: int | torch.SymInt) -> None:
+    """Raise unless `past` is int64 [batch]."""
     expect(past.dim() == 1 and past.dtype == torch.int64, f"past must be int64 [batch], got {past.dtype} {tuple(past.shape)}")
     expect(past.shape[0] == batch, f"past has {past.shape[0]} sequences, expected {batch}")
 
@@ -95,27 +96,64 @@ def kv_attention_reference(
     Returns:
         [B, H, T, Dv] in q's dtype. A query that sees no key gives 0.
     """
+    slots = torch.arange(k.shape[2], device=q.device)
+    # What no query sees must not be multiplied by: zero times NaN is NaN.
+    filled = slots < past[:, None] + q.shape[2]
+    k, v = (torch.where(filled[:, None, :, None], cache, 0) for cache in (k, v))
+    positions = past[:, None] + torch.arange(q.shape[2], device=q.device)
+    return attend(q, k, v, positions, slots[None], operands, sink, predicate, bias, scale, softcap)
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    key_positions: torch.Tensor,
+    operands: list[torch.Tensor],
+    sink: torch.Tensor | None,
+    predicate: str,
+    bias: str,
+    scale: float,
+    softcap: float,
+) -> torch.Tensor:
+    """Return causal attention of queries at any positions over keys at any positions, below 0 where there is no key.
+
+    Args:
+        q: [B, H, T, D].
+        k: [B, Hk, K, D], finite.
+        v: [B, Hk, K, Dv], finite.
+        positions: [B, T], int64.
+        key_positions: [B, K] or [1, K], int64.
+        operands: see `kv_attention_reference`, as those that follow.
+        sink: likewise.
+        predicate: likewise.
+        bias: likewise.
+        scale: likewise.
+        softcap: likewise.
+
+    Returns:
+        [B, H, T, Dv].
+    """
     wide = computed_in(q.dtype)
     group = q.shape[1] // k.shape[1]
-    positions = past[:, None] + torch.arange(q.shape[2], device=q.device)
-    slots = torch.arange(k.shape[2], device=q.device)
-    # Zero times NaN is NaN: what no query sees must not be multiplied by.
-    filled = (slots < past[:, None] + q.shape[2])[:, None, :, None]
-    k, v = (torch.where(filled, cache, 0).repeat_interleave(group, 1).to(wide) for cache in (k, v))
+    k, v = (x.repeat_interleave(group, 1).to(wide) for x in (k, v))
     scores = q.to(wide) @ k.transpose(-1, -2) * scale
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
+    at_query, at_key = positions[:, None, :, None], key_positions[:, None, None, :]
     variables = {
         "b": torch.arange(q.shape[0], device=q.device)[:, None, None, None],
         "h": torch.arange(q.shape[1], device=q.device)[:, None, None],
-        "q": positions[:, None, :, None],
-        "k": slots,
+        "q": at_query,
+        # What is not there is not looked up either.
+        "k": at_key.clamp(min=0),
     }
     loads = {operand_name(at): operand for at, operand in enumerate(operands)}
     types = {name: operand_type(operand.dtype) for name, operand in loads.items()}
     if bias:
         scores = scores + evaluate(parse(bias, types), variables, loads).to(wide)
-    seen = slots <= positions[:, None, :, None]
+    seen = (at_key <= at_query) & (at_key >= 0)
     if predicate:
         seen = seen & evaluate(parse(predicate, types), variables, loads).to(torch.bool)
     scores = scores.masked_fill(~seen, -torch.inf)
@@ -125,7 +163,7 @@ def kv_attention_reference(
     return (weights[..., : k.shape[2]] @ v).to(q.dtype)
 
 
-def _attention_fake(
+def attention_fake(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -138,6 +176,7 @@ def _attention_fake(
     scale: float,
     softcap: float = 0.0,
 ) -> torch.Tensor:
+    """Return the result's shape and dtype; the arguments are those of `kv_attention_reference`."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         expect(tensor.dim() == 4, f"{name} must be [batch, heads, tokens, features], got {tensor.dim()} sizes")
         expect(tensor.dtype == q.dtype, f"{name} is {tensor.dtype}, q is {q.dtype}")
@@ -148,7 +187,7 @@ def _attention_fake(
         expect(k.shape[dim] == v.shape[dim], f"k is {tuple(k.shape)} and v {tuple(v.shape)}")
     if sink is not None:
         expect(tuple(sink.shape) == (q.shape[1],), f"the sink must be [{q.shape[1]}], got {tuple(sink.shape)}")
-    _expect_past(past, q.shape[0])
+    expect_past(past, q.shape[0])
     return q.new_empty((*q.shape[:3], v.shape[3]))
 
 
@@ -159,4 +198,4 @@ def _attention_flops(program: Program, node: fx.Node) -> int | sympy.Expr:
 
 
 kv_append = define(APPEND_SCHEMA, kv_append_reference, _append_fake, lambda program, node: 0)
-kv_attention = define(ATTENTION_SCHEMA, kv_attention_reference, _attention_fake, _attention_flops)
+kv_attention = define(ATTENTION_SCHEMA, kv_attention_reference, attention_fake, _attention_flops)
