@@ -10,11 +10,15 @@ import torch
 from graphwright.codegen.onnx.past_inputs import PAST, with_past_inputs
 from graphwright.ir.errors import ExportError, PassError
 from graphwright.ir.program import Program
+from graphwright.ir.records import PassRecord
 from graphwright.passes.base import Context, Pass
+from graphwright.passes.kv.quantize_cache import QuantizeCache
+from graphwright.passes.registry import as_passes, format_pass
 
 from .comparing_onnx import sample_tensors
 from .generating import AFTER
 from .pipeline import run_passes
+from .static_caches import quantised
 
 CHUNKS = (5, 3, 1, 1)
 """Tokens of the calls that the two forms of a program are compared by."""
@@ -31,7 +35,8 @@ def with_caches(program: Program, passes: Iterable[Pass | str], context: Context
 
     Args:
         program: after all passes of its own.
-        passes: those for the program with caches.
+        passes: those for the program with caches. "quantize-cache" decides bits of each layer as it does elsewhere; its groups
+            and its exact newest tokens have no form in ONNX, where each channel has one scale.
         context: of the passes.
         check: compare it with the program with caches that Graphwright runs itself, on random tokens.
 
@@ -39,7 +44,10 @@ def with_caches(program: Program, passes: Iterable[Pass | str], context: Context
         PassError: the model cannot be run token by token.
         ExportError: its caches have no form in ONNX, or the two programs differ.
     """
-    derived = run_passes(program, ["cached-decode", *passes, *AFTER], context)
+    steps = as_passes(passes)
+    # These find codes of their own for ONNX, which has no place for those of Graphwright.
+    static = [step for step in steps if isinstance(step, QuantizeCache)]
+    derived = run_passes(program, ["cached-decode", *(step for step in steps if step not in static), *AFTER], context)
     if not derived.states:
         ours = [record for record in derived.records if record.pass_name == "cached-decode"]
         reasons = [refusal.reason for record in ours for refusal in record.plan.refusals]
@@ -47,7 +55,12 @@ def with_caches(program: Program, passes: Iterable[Pass | str], context: Context
     made = run_passes(with_past_inputs(derived), AFTER, context)
     if check:
         check_caches(derived, made)
-    return made
+    bits: dict[int, int] = {}
+    for step in static:
+        plan = step.plan(derived, context)
+        made.records.append(PassRecord(step.name, format_pass(step), plan, 0, 0, 0))
+        bits |= {decision.detail["layer"]: decision.detail["bits"] for decision in plan.decisions}
+    return quantised(made, bits, context.calibration) if bits else made
 
 
 def check_caches(derived: Program, made: Program) -> None:

@@ -12,6 +12,7 @@ from .ops.glu import ACTIVATIONS, glu
 from .ops.kv import kv_append, kv_attention
 from .ops.kv_quantized import kv_quantized_append, kv_quantized_attention
 from .ops.kv_ring import kv_ring_append, kv_ring_attention, kv_ring_read
+from .ops.kv_static import kv_static_attention
 from .ops.kv_tiered import kv_tiered_append, kv_tiered_attention, kv_tiered_mass
 from .ops.merge import merge, merge_match, merge_metric, merge_plan, merge_rank, unmerge
 from .ops.ragged_attention import ragged_attention
@@ -35,6 +36,7 @@ __all__ = [
     "kv_ring_attention",
     "kv_ring_read",
     "kv_sparse_attention",
+    "kv_static_attention",
     "kv_tiered_append",
     "kv_tiered_attention",
     "kv_tiered_mass",

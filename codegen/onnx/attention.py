@@ -11,6 +11,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from graphwright.ir.analyses import index as ix
 from graphwright.ir.ops.attention import SIZES, operand_name, operand_type
+from graphwright.ir.ops.kv_static import LOWEST
 
 from .calls import onnx_call, onnx_call_of_several
 from .masks import ExpressionWriter
@@ -100,6 +101,67 @@ class AttentionWriter:
         inputs = [q, k, v] if mask is None else [q, k, v, mask]
         found = onnx_call("Attention", inputs, attributes, *result)
         return (found if blocks is None else blocks.join(found),)
+
+    def write_static(
+        self,
+        tensors: Sequence[torch.Tensor],
+        operands: list[torch.Tensor],
+        *,
+        heads: tuple[int, int],
+        sources: Sequence[Any],
+        bits: int,
+        predicate: str = "",
+        bias: str = "",
+        scale: float,
+        softcap: float = 0.0,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return what `graphwright::kv_static_attention` does, as onnxruntime's GroupQueryAttention: [B, S, H * D], and codes.
+
+        Args:
+            tensors: q [B, S, H * D], k and v [B, S, Hk * D], past keys and values [B, Hk, P, ...], and their scales [Hk * D].
+            operands: what the expressions read.
+            heads: H and Hk.
+            sources: where each of the operands comes from.
+            bits: of a code.
+            predicate: where keys are visible.
+            bias: what is added to the scores.
+            scale: factor of the scores.
+            softcap: what the scores are bent to, 0 for not.
+        """
+        q, k, v, past_k, past_v, k_scale, v_scale = tensors
+        batch, tokens = q.shape[:2]
+        total = past_k.shape[2] + tokens
+        shape = (batch, heads[0], tokens, total)
+        hiding = _Hiding(
+            ix.parse(predicate, _types(operands)) if predicate else ix.TRUE,
+            ix.parse(bias, _types(operands)) if bias else None,
+            {operand_name(at): operand for at, operand in enumerate(operands)},
+            None,
+        )
+        read = tuple(source if operand_name(at) in hiding.names else None for at, source in enumerate(sources))
+        key = ("added", hiding.visible, hiding.bias, read, heads[0], *map(str, shape))
+        if key not in self._masks:
+            writer = ExpressionWriter(dict(zip(SIZES, shape, strict=True)), shape, hiding.loads, q.device)
+            added = q.new_zeros((1, 1, 1, 1)) if hiding.bias is None else writer.write(hiding.bias).to(q.dtype)
+            mask = torch.where(writer.write(hiding.visible), added, LOWEST)
+            self._masks[key] = mask.expand((*mask.shape[:2], *shape[2:])), None
+        mask, _ = self._masks[key]
+        lengths = torch.full((batch,), total - 1, dtype=torch.int32, device=q.device)
+        length = torch.full((1,), total, dtype=torch.int32, device=q.device)
+        attributes: dict[str, Any] = {
+            "num_heads": heads[0],
+            "kv_num_heads": heads[1],
+            "scale": scale,
+            "kv_cache_bit_width": bits,
+            "k_quant_type": "PER_CHANNEL",
+            "v_quant_type": "PER_CHANNEL",
+        }
+        if softcap:
+            attributes["softcap"] = softcap
+        inputs = [q, k, v, past_k, past_v, lengths, length, None, None, None, mask, None, k_scale, v_scale]
+        present = (past_k.dtype, (*past_k.shape[:2], total, past_k.shape[3]))
+        results = [(q.dtype, q.shape), present, present]
+        return onnx_call_of_several("com.microsoft::GroupQueryAttention", inputs, attributes, results)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from .windows import find_windows
 
 aten = torch.ops.aten
 _SWAP = [0, 2, 1, 3]
-_WRITTEN: tuple[Any, ...] = (dialect.attention, *LOWERINGS)
+_WRITTEN: tuple[Any, ...] = (dialect.attention, dialect.kv_static_attention, *LOWERINGS)
 _WRITTEN_BY_TORCH = frozenset({"aten", "prims", "torchvision"})
 
 
@@ -113,6 +114,10 @@ class _Run(fx.Interpreter):
     def _written(self, n: fx.Node) -> Any:
         if n.target is dialect.attention:
             return self._by_head(n, self._attention(n))
+        if n.target is dialect.kv_static_attention:
+            return self._static_attention(n)
+        if n.target is operator.getitem and getattr(n.args[0], "target", None) is dialect.kv_static_attention and not n.args[1]:
+            return self._by_head(n, self.env[n.args[0]][0])  # type: ignore[index]
         if n.target is dialect.rotary and (flat := self._rotary(n)) is not None:
             return self._by_head(n, flat)
         if n.target is dialect.rms_norm and (flat := self._norm(n)) is not None:
@@ -139,6 +144,11 @@ class _Run(fx.Interpreter):
                 self.flat[node] = value.reshape(value.shape[0], value.shape[1], -1)
         return self.flat.get(node)
 
+    def _made_flat(self, node: fx.Node) -> torch.Tensor:
+        """Return [B, S, H * D] of a node that is [B, H, S, D], made if it is not at hand."""
+        found, value = self._flat(node), self.env[node]
+        return value.permute(_SWAP).reshape(value.shape[0], value.shape[2], -1) if found is None else found
+
     def _merged_again(self, node: fx.Node) -> torch.Tensor | None:
         """Return the flat form where a node is that of a node that has one: reshape(permute(x), [B, S, H * D])."""
         inner: Any = node.args[0] if node.args else None
@@ -156,13 +166,9 @@ class _Run(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         values, operands, sink = args[:3], args[3], args[4] if len(args) > 4 else None
         given: Any = node.args
-        flat: list[Any] = []
         past = self._past(node)
         new = given[:3] if past is None else (given[0], *(cache.args[0][1] for cache in given[1:3]))
-        for source in new:
-            value = self.env[source]
-            found = self._flat(source)
-            flat.append(value.permute(_SWAP).reshape(value.shape[0], value.shape[2], -1) if found is None else found)
+        flat = [self._made_flat(source) for source in new]
         heads = (int(values[0].shape[1]), int(values[1].shape[1]))
         sources = [*given[3], given[4] if len(given) > 4 else None]
         q, k, v = flat
@@ -172,6 +178,14 @@ class _Run(fx.Interpreter):
         for longer, value in zip(given[1:3], present, strict=False):
             self.env[longer] = value
         return result
+
+    def _static_attention(self, node: fx.Node) -> tuple[torch.Tensor, ...]:
+        args: Any
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        given: Any = node.args
+        flat = [self._made_flat(source) for source in given[:3]]
+        heads = (int(args[0].shape[1]), int(args[1].shape[1]))
+        return self.attention.write_static([*flat, *args[3:7]], args[7], heads=heads, sources=given[7], **kwargs)
 
     def _past(self, node: fx.Node) -> Past | None:
         """Return keys and values of earlier calls where an attention reads them with new ones behind; None elsewhere."""
