@@ -16,16 +16,16 @@ def larger(a, b):
 
 @triton.jit(do_not_specialize=["tokens"])
 def {name}(
-    p_q, p_k, p_last, p_weights, tokens, scale, q_batch, q_head, q_token, k_batch, k_head, k_token,
-    group: tl.constexpr, head_dim: tl.constexpr, has_last: tl.constexpr,
+    p_q, p_k, p_count, p_weights, tokens, scale, q_batch, q_head, q_token, k_batch, k_head, k_token,
+    group: tl.constexpr, head_dim: tl.constexpr, has_count: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
     """The attention of the last ROWS queries of one head; rows before the first token are zeros."""
     i_h = tl.program_id(0)
     i_b = tl.program_id(1)
     last = tokens - 1
-    if has_last:
-        last = tl.load(p_last + i_b).to(tl.int32)
+    if has_count:
+        last = tl.load(p_count + i_b).to(tl.int32) - 1
     o_r = tl.arange(0, ROWS)[:, None]
     o_n = tl.arange(0, BLOCK_N)
     o_d = tl.arange(0, BLOCK_D)[None, :]
@@ -59,15 +59,15 @@ def {name}(
 SUMS = '''\
 @triton.jit(do_not_specialize=["tokens"])
 def {name}(
-    p_weights, p_last, p_sums, tokens, {heads},
-    has_last: tl.constexpr, ROWS: tl.constexpr, FORCED: tl.constexpr, BLOCK: tl.constexpr,
+    p_weights, p_count, p_sums, tokens, {heads},
+    has_count: tl.constexpr, ROWS: tl.constexpr, FORCED: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """Sum the weights of BLOCK keys, and of as many distances; what is taken first is infinite."""
     i_h = tl.program_id(1)
     i_b = tl.program_id(2)
     last = tokens - 1
-    if has_last:
-        last = tl.load(p_last + i_b).to(tl.int32)
+    if has_count:
+        last = tl.load(p_count + i_b).to(tl.int32) - 1
     fixed = {chosen}
     o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = o < tokens

@@ -88,7 +88,7 @@ def _scratch(program: Program, node: fx.Node) -> Scratch:
 def _index_steps(program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str) -> Sequence[KernelStep]:
     _unsupported(program, node)
     given = arguments(node)
-    q, k, last, past = (given[name] for name in ("q", "k", "last", "past"))
+    q, k, counts, past = (given[name] for name in ("q", "k", "count", "past"))
     (batch, heads, tokens, head_dim), key_heads = program.shape(q), program.shape(k)[1]
     runs = _enough(tokens, given["minimum_tokens"])
     if runs == 0:
@@ -98,10 +98,10 @@ def _index_steps(program: Program, node: fx.Node, place: Place, sources: KernelS
     results = {user.args[1]: view_of(place(user), program.shape(user)) for user in node.users if is_item(user)}
     if results.keys() != {0, 1}:
         raise LoweringError(f"{node.name}: both lists must be used, those of blocks and those of single keys")
-    of = {name: None if t is None else view_of(place(t), program.shape(t)) for name, t in (("last", last), ("past", past))}
+    of = {name: None if t is None else view_of(place(t), program.shape(t)) for name, t in (("count", counts), ("past", past))}
     q_view, k_view = view_of(place(q), program.shape(q)), view_of(place(k), program.shape(k))
     numbers = {name: [int(value) for value in given[name]] for name in ("vertical", "slash", "fixed")}
-    keys_row, has_last = 1 + max(numbers["vertical"]), int(last is not None)
+    keys_row, has_count = 1 + max(numbers["vertical"]), int(counts is not None)
     on_cuda = {"num_warps": 4, "num_stages": 2} if device == "cuda" else {}
     dtype = str(q.meta["val"].dtype).removeprefix("torch.")
 
@@ -124,12 +124,12 @@ def _index_steps(program: Program, node: fx.Node, place: Place, sources: KernelS
         "weights",
         weights_body(given["softcap"], dtype),
         (heads, batch),
-        [q_view, k_view, of["last"] or q_view, scratch["weights"], count, float(given["scale"]), *strides],
+        [q_view, k_view, of["count"] or q_view, scratch["weights"], count, float(given["scale"]), *strides],
         [scratch["weights"]],
         {
             "group": int(heads) // int(key_heads),
             "head_dim": int(head_dim),
-            "has_last": has_last,
+            "has_count": has_count,
             "ROWS": TILE,
             "BLOCK_N": TILE,
             "BLOCK_D": max(16, 1 << max(int(head_dim) - 1, 0).bit_length()),
@@ -139,9 +139,9 @@ def _index_steps(program: Program, node: fx.Node, place: Place, sources: KernelS
         "sums",
         sums_body(int(heads)),
         (_blocks(tokens, _SUMMED), heads, batch),
-        [scratch["weights"], of["last"] or scratch["weights"], scratch["sums"], count, *numbers["fixed"]],
+        [scratch["weights"], of["count"] or scratch["weights"], scratch["sums"], count, *numbers["fixed"]],
         [scratch["sums"]],
-        {"has_last": has_last, "ROWS": TILE, "FORCED": FORCED, "BLOCK": _SUMMED},
+        {"has_count": has_count, "ROWS": TILE, "FORCED": FORCED, "BLOCK": _SUMMED},
     )
     made = [scratch[name] for name in ("keys", "distances", "starts", "covered")]
     choice = step(
@@ -259,7 +259,7 @@ def _listed_spans(form: MaskForm) -> Spans:
 
 def _accepts(reader: fx.Node, arg: fx.Node, stored: Stored, shape: tuple[Any, ...]) -> bool:
     given = arguments(reader)
-    if any(arg is given.get(name) for name in ("blocks", "columns", "past", "last")):
+    if any(arg is given.get(name) for name in ("blocks", "columns", "past", "count")):
         wanted = contiguous_strides(shape)
         return all(size == 1 or a == b for size, a, b in zip(shape, stored.strides, wanted, strict=True))
     return arg in given.get("operands", ()) or bool(stored.strides[-1] == 1)

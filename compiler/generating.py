@@ -69,7 +69,7 @@ def compile_generator(
         raise PassError(f"generate: the model cannot be run token by token: {'; '.join(reasons) or 'no reason was given'}")
     _tell_apart(derived, program)
     prompt = run_passes(derived, ["last-token", "dead-code"], context, keep_text=keep_text)
-    single = fix_dimension(derived, "tokens", 1)
+    single = run_passes(fix_dimension(derived, "tokens", 1), ["dense-when-short", "dead-code"], context)
     programs = {PREFILL: prompt, STEP: single}
     lowered = {name: (lower(made, device=context.target), made.signature) for name, made in programs.items()}
     generator = load_generator(lowered, {**prompt.weights, **single.weights}, ending, shared)

@@ -54,6 +54,12 @@ class Law:
 LAWS: dict[str, Law] = {
     "drop-layers": Law("llama", ("drop=0", "keep_ratio=1"), (("drop=2", "drop=1", "drop=0"),)),
     "merge-tokens": Law("bert", ("r=0", "ratio=1"), (("r=8", "r=4", "r=2", "r=0"), ("ratio=0.5", "ratio=0.75", "ratio=1"))),
+    "vertical-slash": Law(
+        "llama",
+        ("minimum_tokens=201", "vertical=200,slash=200,minimum_tokens=2"),
+        (tuple(f"vertical={n},slash={n},minimum_tokens=2" for n in (30, 60, 100, 200)),),
+        tokens=200,
+    ),
     "window-attention": Law(
         "llama",
         ("window=30", "window=20,sinks=10", "block=30"),

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from graphwright.ir.program import Program
 
 SCHEMA = (
-    "block_index(Tensor q, Tensor k, Tensor? past, Tensor? last, *, int[] vertical, int[] slash, bool[] fixed, float scale, "
-    "float softcap=0.0, int minimum_tokens=0) -> (Tensor, Tensor)"
+    "block_index(Tensor q, Tensor k, Tensor? past=None, *, Tensor? count=None, int[] vertical, int[] slash, bool[] fixed, "
+    "float scale, float softcap=0.0, int minimum_tokens=0) -> (Tensor, Tensor)"
 )
 
 TILE = 64
@@ -42,9 +42,9 @@ def tiles(tokens: int) -> int:
 def block_index_reference(
     q: torch.Tensor,
     k: torch.Tensor,
-    past: torch.Tensor | None,
-    last: torch.Tensor | None,
+    past: torch.Tensor | None = None,
     *,
+    count: torch.Tensor | None = None,
     vertical: list[int],
     slash: list[int],
     fixed: list[bool],
@@ -62,7 +62,7 @@ def block_index_reference(
         q: [B, H, T, D], floating point.
         k: [B, Hk, T, D], H a multiple of Hk: query head h reads key head h // (H / Hk).
         past: [B], int64: tokens before the first one; a sequence that has some gets all keys. None for none.
-        last: [B], int64: the last token that counts; behind it is padding. None for the last there is.
+        count: [B], int64: tokens that count, at least 1; behind them is padding. None for all.
         vertical: [H], columns of each head, at least 0. Those of the first 30 keys come first.
         slash: [H], diagonals of each head, at least 0. The nearest 30 come first.
         fixed: [H], whether a head takes the first columns and the nearest diagonals (an A-shape) instead of those with the
@@ -74,13 +74,13 @@ def block_index_reference(
     Returns:
         Two int32 tensors, with a row for each block of 64 queries. [B, H, N, N + 2] for N = ceil(T / 64): the number of blocks,
         or -1 for all keys, and then the first key of each, descending; it may be negative, and blocks may reach past the last
-        key. [B, H, N, 1 + max(vertical)]: the number of single keys, and then these, ascending. What is behind is 0.
+        key. [B, H, N, 1 + max(vertical)]: the number of single keys, and then these, ascending. What is behind means nothing.
     """
     batch, heads, tokens, _ = q.shape
-    count, width = tiles(tokens), max(vertical, default=0)
-    blocks = torch.zeros(batch, heads, count, count + 2, dtype=torch.int32)
-    columns = torch.zeros(batch, heads, count, 1 + width, dtype=torch.int32)
-    ends = [tokens - 1] * batch if last is None else last.tolist()
+    rows, width = tiles(tokens), max(vertical, default=0)
+    blocks = torch.zeros(batch, heads, rows, rows + 2, dtype=torch.int32)
+    columns = torch.zeros(batch, heads, rows, 1 + width, dtype=torch.int32)
+    counts = [tokens] * batch if count is None else count.tolist()
     before = [0] * batch if past is None else past.tolist()
     group = q.shape[1] // k.shape[1]
     for b in range(batch):
@@ -88,12 +88,12 @@ def block_index_reference(
             blocks[b, :, :, 0] = DENSE
             continue
         for h in range(heads):
-            sums = attention_sums(q[b, h], k[b, h // group], ends[b], scale, softcap)
+            sums = attention_sums(q[b, h], k[b, h // group], counts[b] - 1, scale, softcap)
             if fixed[h]:
                 sums = torch.arange(tokens, 0, -1).float().expand(2, -1)
             chosen = largest(sums[0], vertical[h])
             starts = covering_blocks(largest(sums[1], slash[h]))
-            for i in range(count):
+            for i in range(rows):
                 fill_lists(blocks[b, h, i], columns[b, h, i], i, starts, chosen)
     return blocks.to(q.device), columns.to(q.device)
 
@@ -157,9 +157,9 @@ def fill_lists(blocks: torch.Tensor, columns: torch.Tensor, tile: int, starts: l
 def _fake(
     q: torch.Tensor,
     k: torch.Tensor,
-    past: torch.Tensor | None,
-    last: torch.Tensor | None,
+    past: torch.Tensor | None = None,
     *,
+    count: torch.Tensor | None = None,
     vertical: list[int],
     slash: list[int],
     fixed: list[bool],
@@ -175,13 +175,13 @@ def _fake(
     for name, values in (("vertical", vertical), ("slash", slash), ("fixed", fixed)):
         expect(len(values) == q.shape[1], f"{name} has {len(values)} values, and there are {q.shape[1]} heads")
     expect(min([*vertical, *slash], default=0) >= 0, f"vertical {vertical} and slash {slash} must be at least 0")
-    for name, counts in (("past", past), ("last", last)):
-        if counts is not None:
-            expect(counts.dim() == 1 and counts.shape[0] == q.shape[0], f"{name} must be [{q.shape[0]}]")
+    for name, numbers in (("past", past), ("count", count)):
+        if numbers is not None:
+            expect(numbers.dim() == 1 and numbers.shape[0] == q.shape[0], f"{name} must be [{q.shape[0]}]")
     batch, heads, tokens, _ = q.shape
-    count = tiles(tokens)
-    blocks = torch.empty(batch, heads, count, count + 2, dtype=torch.int32, device=q.device)
-    return blocks, blocks.new_empty(batch, heads, count, 1 + max(vertical, default=0))
+    rows = tiles(tokens)
+    blocks = torch.empty(batch, heads, rows, rows + 2, dtype=torch.int32, device=q.device)
+    return blocks, blocks.new_empty(batch, heads, rows, 1 + max(vertical, default=0))
 
 
 def _flops(program: Program, node: fx.Node) -> int | sympy.Expr:

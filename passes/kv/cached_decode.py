@@ -12,6 +12,7 @@ from graphwright.passes.base import Context, Decision, Fidelity, Pass, Plan, Ref
 
 from .derivation import derive
 from .full_inputs import with_full_inputs
+from .listed import without_lists
 from .positions import Positions
 from .refusing import NotCausal
 from .self_check import check_derived
@@ -32,6 +33,7 @@ class CachedDecode(Pass):
 
     Applies when: attention is all that mixes tokens, every attention is causal whatever the length, and all else that depends
         on where a token stands is an expression of its position.
+    Applies when: attention is over listed keys (vertical-slash): a prompt in an empty cache has lists, all else sees all keys.
     Applies when: an input called attention_mask says which tokens are there: all are, since sequences start in slot 0.
 
     Declines when: there is no attention, or the model has several inputs with tokens.
@@ -76,12 +78,13 @@ class CachedDecode(Pass):
         try:
             planned = {d.where: (d.detail["predicate"], d.detail["bias"]) for d in plan.decisions}
             plain = with_full_inputs(program)
+            lists = without_lists(plain)
             axes = analyse_axes(plain.graph)
             positions = Positions(plain, axes)
             sites = find_sites(plain, axes, positions)
             if {s.node.name: (s.predicate, s.bias) for s in sites} != planned:
                 raise PlanError(f"{self.name}: the plan is about other attentions than the program has: plan again")
-            derived = derive(plain, axes, positions, sites)
+            derived = derive(plain, axes, positions, sites, lists)
         except NotCausal as found:
             raise PlanError(f"{self.name}: {found}") from found
         except KeyError as error:
@@ -91,10 +94,11 @@ class CachedDecode(Pass):
         return derived
 
     def _decide(self, program: Program) -> list[Decision]:
-        attentions = list(calls(program.graph, dialect.attention))
+        attentions = [node for node in calls(program.graph) if node.target in (dialect.attention, dialect.sparse_attention)]
         if not attentions:
             raise NotCausal(program.output, "there is no attention to keep keys and values of")
         plain = with_full_inputs(program)
+        lists = without_lists(plain)
         axes = analyse_axes(plain.graph)
         for node, mixing in axes.mixing.items():
             if node.target is not dialect.attention:
@@ -104,7 +108,7 @@ class CachedDecode(Pass):
         positions = Positions(plain, axes)
         sites = find_sites(plain, axes, positions)
         # What can be found out only by doing it is found out before it is promised.
-        derive(plain, axes, positions, sites)
+        derive(plain, axes, positions, sites, lists)
         return [
             Decision(
                 site.node.name,

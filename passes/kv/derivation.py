@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from graphwright.ir.signature import Parameter, Range, Signature, TensorSpec
 
 from .emitting import Emitter
 from .full_inputs import main_input
+from .listed import Lists
 from .positions import TOKEN, Positions
 from .refusing import NotCausal
 from .sites import Site
@@ -30,7 +32,7 @@ SAMPLE_CAPACITY = 8191
 """Any size unlike those of the sample will do."""
 
 
-def derive(plain: Program, axes: Axes, positions: Positions, sites: Sequence[Site]) -> Program:
+def derive(plain: Program, axes: Axes, positions: Positions, sites: Sequence[Site], lists: Lists) -> Program:
     """Return the program with caches.
 
     Args:
@@ -38,12 +40,14 @@ def derive(plain: Program, axes: Axes, positions: Positions, sites: Sequence[Sit
         axes: of it.
         positions: of it.
         sites: its attentions.
+        lists: how those of them that are to see listed keys get their lists.
 
     Raises:
         NotCausal: positions cannot differ between the sequences of a batch.
     """
     program = plain.copy()
     derivation = _Derivation(program, dict(zip(plain.graph.nodes, program.graph.nodes, strict=True)), axes, positions)
+    derivation.lists = lists
     derivation.run(sites)
     return program
 
@@ -56,6 +60,7 @@ class _Derivation:
         self.specs = list(program.signature.tensors)
         self.results = [self.copies[_result(axes)]]
         self.states: dict[str, int] = {}
+        self.lists: Lists = {}
 
     def run(self, sites: Sequence[Site]) -> None:
         """Rewrite the program."""
@@ -193,9 +198,16 @@ class _Derivation:
         texts = {name: text for name, text in (("predicate", site.predicate), ("bias", site.bias)) if text}
         keywords = {**texts, "scale": given["scale"]} | ({"softcap": given["softcap"]} if given["softcap"] else {})
         with program.graph.inserting_before(node):
-            new = program.call(
-                dialect.kv_attention, given["q"], *caches, self.past, operands, given["sink"], like=node, **keywords
-            )
+            if site.node.name in self.lists:
+                options = self.lists[site.node.name]
+                index = program.call(dialect.block_index, given["q"], given["k"], self.past, like=node, **options)
+                lists = [program.call(operator.getitem, index, at, like=node) for at in range(2)]
+                read = (*caches, self.past, *lists, operands, given["sink"])
+                keywords["minimum_tokens"] = options["minimum_tokens"]
+                new = program.call(dialect.kv_sparse_attention, given["q"], *read, like=node, **keywords)
+            else:
+                read = (*caches, self.past, operands, given["sink"])
+                new = program.call(dialect.kv_attention, given["q"], *read, like=node, **keywords)
         node.replace_all_uses_with(new)
         program.graph.erase_node(node)
 

@@ -41,17 +41,17 @@ def executable_of(program) -> Executable:
     return Executable(lower(program), program.weights, program.signature)
 
 
-def indexed(builder, result: int, size: int = 16, dtype=torch.float32, last: bool = False, **options):
+def indexed(builder, result: int, size: int = 16, dtype=torch.float32, counted: bool = False, **options):
     """Return a program of lists and the attention over them, with one of these as its first result."""
     made = builder()
     q, k, v = (
         made.input(name, "batch", heads, "tokens", size, dtype=dtype)
         for name, heads in (("q", HEADS), ("k", KEY_HEADS), ("v", KEY_HEADS))
     )
-    ends = made.input("last", "batch", dtype=torch.int64) if last else None
+    given = {"count": made.input("count", "batch", dtype=torch.int64)} if counted else {}
     cap = {"softcap": options.pop("softcap", 0.0)}
     minimum = {"minimum_tokens": options.pop("minimum_tokens", 0)}
-    index = made.call(dialect.block_index, q, k, None, ends, scale=0.3, **cap, **minimum, **{**PATTERN, **options})
+    index = made.call(dialect.block_index, q, k, None, scale=0.3, **given, **cap, **minimum, **{**PATTERN, **options})
     blocks, columns = (made.call(operator.getitem, index, at) for at in range(2))
     y = made.call(dialect.sparse_attention, q, k, v, blocks, columns, [], None, predicate=CAUSAL, scale=0.3, **cap, **minimum)
     results = [y, blocks, columns]
@@ -91,13 +91,13 @@ def test_estimate_and_attention(attention, tokens) -> None:
         assert (expected - plain).abs().max() > 0.1
 
 
-@pytest.mark.parametrize(("result", "last"), [(1, False), (2, True)])
-def test_lists(builder, result, last) -> None:
-    """Both kinds of list are the reference's, where the last token that counts is not the last one too."""
-    program = indexed(builder, result, last=last)
+@pytest.mark.parametrize(("result", "counted"), [(1, False), (2, True)])
+def test_lists(builder, result, counted) -> None:
+    """Both kinds of list are the reference's, of sequences with padding too."""
+    program = indexed(builder, result, counted=counted)
     executable = executable_of(program)
     for tokens in (65, 330):
-        inputs = [*drawn(tokens)[:2], drawn(tokens)[2], *([torch.tensor([tokens // 2, tokens - 1])] if last else [])]
+        inputs = [*drawn(tokens)[:2], drawn(tokens)[2], *([torch.tensor([tokens // 2, tokens])] if counted else [])]
         got, expected = executable(*inputs), program.module()(*inputs)[0]
         inside = torch.arange(expected.shape[-1]) <= expected[..., :1]
         assert torch.equal(torch.where(inside, got, 0), torch.where(inside, expected, 0))
@@ -184,7 +184,7 @@ def listed(builder, *, cached: bool = False, width: int = 90, weights: Any = (),
     k, v = (made.input(name, "batch", KEY_HEADS, ROOM * 10 if cached else keys, 16, dtype=dtype) for name in "kv")
     past = [made.input("past", "batch", dtype=torch.int64)] if cached else []
     index = made.call(
-        dialect.block_index, q, made.input("new", "batch", KEY_HEADS, "tokens", 16, dtype=dtype), None, None,
+        dialect.block_index, q, made.input("new", "batch", KEY_HEADS, "tokens", 16, dtype=dtype), None,
         **{**PATTERN, "vertical": [width] * HEADS}, scale=0.3,
     )  # fmt: skip
     lists = []

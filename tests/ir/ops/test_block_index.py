@@ -25,12 +25,12 @@ def drawn(tokens: int, batch: int = 2, heads: int = 4, key_heads: int = 2, size:
     return [torch.randn(batch, n, tokens, size, generator=generator) for n in (heads, key_heads, key_heads)]
 
 
-def lists(q, k, vertical=40, slash=40, fixed=False, past=None, last=None, **options):
+def lists(q, k, vertical=40, slash=40, fixed=False, past=None, count=None, **options):
     """Return the lists of an estimate that is the same for all heads, or of lists with a value for each."""
     heads = q.shape[1]
     values = {name: v if isinstance(v, list) else [v] * heads for name, v in (("vertical", vertical), ("slash", slash))}
     flags = fixed if isinstance(fixed, list) else [fixed] * heads
-    return dialect.block_index(q, k, past, last, **values, fixed=flags, scale=SCALE, **options)
+    return dialect.block_index(q, k, past, count=count, **values, fixed=flags, scale=SCALE, **options)
 
 
 def attended(q, k, v, blocks, columns, predicate=CAUSAL) -> torch.Tensor:
@@ -186,7 +186,7 @@ def test_padding_behind_is_not_estimated_from() -> None:
     """A sequence that ends earlier gets the lists that it has alone, whatever the padding holds."""
     q, k, _ = drawn(320)
     q[0, :, 200:], k[0, :, 200:] = torch.nan, torch.nan
-    made = lists(q, k, 40, 35, last=torch.tensor([199, 319]))
+    made = lists(q, k, 40, 35, count=torch.tensor([200, 320]))
     alone = lists(q[:1, :, :200], k[:1, :, :200], 40, 35)
     seen = [listed_keys(*t, n)[0, :, :200, :200] for t, n in ((made, 320), (alone, 200))]
     assert torch.equal(*seen)
@@ -256,7 +256,7 @@ def test_shape_rules(builder, change, message) -> None:
     q, k = made.input("q", 2, 4, 50, 8), made.input("k", *change.get("k", (2, 2, 50, 8)))
     options = {"vertical": [3] * 4, "slash": [3] * 4, "fixed": [False] * 4} | {n: v for n, v in change.items() if n != "k"}
     with pytest.raises(VerifyError, match=message):
-        made.call(dialect.block_index, q, k, None, None, scale=SCALE, **options)
+        made.call(dialect.block_index, q, k, None, scale=SCALE, **options)
 
 
 def test_cost_counts_what_is_listed(builder) -> None:
@@ -265,7 +265,7 @@ def test_cost_counts_what_is_listed(builder) -> None:
 
     made = builder()
     q, k, v = (made.input(name, "batch", n, "tokens", 8) for name, n in (("q", 4), ("k", 2), ("v", 2)))
-    index = made.call(dialect.block_index, q, k, None, None, vertical=[64] * 4, slash=[32] * 4, fixed=[False] * 4, scale=1.0)
+    index = made.call(dialect.block_index, q, k, None, vertical=[64] * 4, slash=[32] * 4, fixed=[False] * 4, scale=1.0)
     parts = [made.call(operator.getitem, index, at) for at in range(2)]
     node = made.call(dialect.sparse_attention, q, k, v, *parts, [], None, predicate=CAUSAL, scale=1.0)
     program = made.program(node)
