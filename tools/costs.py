@@ -158,14 +158,18 @@ def record_costs(record: PassRecord, at: Where) -> dict[str, Any]:
     """Return what a pass changed of the cost.
 
     Keys: `cost_before` and `cost_after` (as `cost_data` returns them, null where nothing changed), `predicted`: for each set of
-    sizes `sizes`, `before_us`, `after_us` (null for a capture's before).
+    sizes `sizes`, `before_us` (null for a capture, and where the pass made a program with caches, which does other work),
+    `after_us`.
     """
     from graphwright.ir.analyses.roofline import predict
 
     before, after = record.cost_before, record.cost_after
+    is_new = before is None or after is None or (before.state_bytes == "0" != after.state_bytes)
     predicted = []
     for sizes in at.sizes if after is not None else ():
-        times = [None if cost is None else predict(cost, sizes, at.target).time_us for cost in (before, after)]
+        times = [
+            None if cost is None else predict(cost, sizes, at.target).time_us for cost in (None if is_new else before, after)
+        ]
         predicted.append({"sizes": sizes, "before_us": times[0], "after_us": times[1]})
     return {
         "cost_before": None if before is None else cost_data(before),
@@ -185,21 +189,21 @@ def cost_tables(cost: Mapping[str, Any], predicted: Sequence[Mapping[str, Any]],
     rows = [[kind, d["operations"], _spaced(d["flops"]), _spaced(d["moved_bytes"])] for kind, d in cost["kinds"].items()]
     parts = [table("cost of a call", ["kind", "operations", "flops", "bytes moved"], rows, right=("operations",))]
     if predicted:
-        kinds = list(cost["kinds"])
+        kinds, names = list(cost["kinds"]), list(predicted[0]["sizes"])
+        has_caches = cost["state_bytes"] != "0"
         times = [
             [
-                sizes_text(p["sizes"]),
+                *p["sizes"].values(),
                 time_text(p["time_us"]),
                 *(time_text(p["time_by_kind_us"].get(kind, 0.0)) for kind in kinds),
                 percent_text(p["time_by_bound_us"].get("memory", 0.0) / p["time_us"] if p["time_us"] else 0.0),
                 count_text(p["flops"]),
-                size_text(p["moved_bytes"]),
-                *([size_text(p["state_bytes"])] if cost["state_bytes"] != "0" else []),
+                *([size_text(p["state_bytes"])] if has_caches else []),
             ]
             for p in predicted
         ]
-        columns = ["time", *kinds, "memory-bound", "flops", "moved"] + (["caches"] if cost["state_bytes"] != "0" else [])
-        parts.append(table(f"predicted for {machine}", ["sizes", *columns], times, right=tuple(columns)))
+        columns = [*names, "time", *kinds, "memory bound", "flops", *(["caches"] if has_caches else [])]
+        parts.append(table(f"predicted for {machine}", columns, times, right=tuple(columns)))
     return parts
 
 
@@ -223,8 +227,8 @@ def line_table(predicted: Mapping[str, Any]) -> Any:
 
 
 def sizes_text(sizes: Mapping[str, int]) -> str:
-    """Return sizes as `--size` takes them."""
-    return ",".join(f"{name}={number}" for name, number in sizes.items()) or "fixed"
+    """Return sizes for people."""
+    return ", ".join(f"{name}={number}" for name, number in sizes.items()) or "fixed"
 
 
 def count_text(count: float) -> str:

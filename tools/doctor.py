@@ -9,7 +9,7 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -36,6 +36,8 @@ class Diagnosis:
         threads: number of threads that a kernel runs on; 0 without torch.
         backend_registered: whether Triton found the `cpu` backend and could load it.
         problems: what keeps Graphwright from working, with the remedy where there is one.
+        machine: what the CPU was measured to do with these threads, which predictions rest on: the fields of
+            `graphwright.ir.target.Target`; None where it could not be measured.
     """
 
     graphwright: str
@@ -48,6 +50,7 @@ class Diagnosis:
     threads: int
     backend_registered: bool
     problems: list[str]
+    machine: dict[str, Any] | None = None
 
 
 def cpu_name() -> str:
@@ -90,6 +93,11 @@ def diagnose() -> Diagnosis:
     registered = "cpu" in getattr(backends, "backends", {})
     if backends is not None and not registered:
         problems.append("Triton does not know the backend 'cpu': reinstall graphwright, and unset TRITON_BACKENDS_IN_TREE")
+    machine = None
+    if torch is not None and not problems:
+        from graphwright.runtime.machine import this_machine
+
+        machine = dataclasses.asdict(this_machine())
     return Diagnosis(
         graphwright=graphwright.__version__,
         python=platform.python_version(),
@@ -101,6 +109,7 @@ def diagnose() -> Diagnosis:
         threads=torch.get_num_threads() if torch else 0,
         backend_registered=registered,
         problems=problems,
+        machine=machine,
     )
 
 
@@ -118,6 +127,11 @@ def to_table(diagnosis: Diagnosis) -> Table:
     table.add_row("instruction set", ", ".join([isa, *diagnosis.isa_features]))
     table.add_row("threads", str(diagnosis.threads))
     table.add_row("Triton backend 'cpu'", "registered" if diagnosis.backend_registered else "not registered")
+    if diagnosis.machine is not None:
+        found = diagnosis.machine
+        table.add_row("products", f"{found['flops_per_second'] / 1e9:.3g} GFLOP/s")
+        table.add_row("memory", f"{found['bytes_per_second'] / 1e9:.3g} GB/s")
+        table.add_row("caches", f"{found['cache_bytes_per_second'] / 1e9:.3g} GB/s, {found['cache_bytes'] >> 10} KiB")
     return table
 
 

@@ -140,7 +140,7 @@ def measure_tables(data: dict[str, Any]) -> list[Any]:
 
 
 def stage_tables(stages: Sequence[dict[str, Any]], calls: int, sizes: str) -> list[Any]:
-    """Return the passes with their results and their times, as two tables.
+    """Return the passes with their results, their times and their work, as three tables.
 
     Args:
         stages: each as `stage_data` returns it.
@@ -148,10 +148,10 @@ def stage_tables(stages: Sequence[dict[str, Any]], calls: int, sizes: str) -> li
         sizes: those of the call that was timed.
     """
     titles = {
-        "relative_error": "relative error",
+        "relative_error": "error",
         "different": "differ",
         "cosine": "cosine",
-        "kl": "KL, nats",
+        "kl": "KL",
         "top1_agreement": "same top 1",
         "nll_change": "NLL change",
     }
@@ -160,21 +160,30 @@ def stage_tables(stages: Sequence[dict[str, Any]], calls: int, sizes: str) -> li
     plural = "s" if calls > 1 else ""
     headings = [titles[key] for key in shown]
     first = table(f"results after each pass, {calls} sample call{plural}", ["pass", *headings], quality, right=tuple(headings))
-    numbers = ["time", "times as fast", "saves", "predicted", "saves (pred.)", "flops", "weights"]
+    times = ("time", "speed", "saves", "predicted", "predicted saves")
     rows = [
         [
             stage["name"],
             time_text(stage["time_us"]),
-            f"{stage['ratio']:.2f}",
+            f"{stage['ratio']:.2f} x",
             "" if stage["saved_ratio"] is None else percent_text(stage["saved_ratio"]),
             time_text(stage["predicted"]["time_us"]),
             "" if stage["saved_ratio_predicted"] is None else percent_text(stage["saved_ratio_predicted"]),
+        ]
+        for stage in stages
+    ]
+    second = table(f"time after each pass, {sizes}", ["pass", *times], rows, right=times)
+    work = ("flops", "bytes moved", "weights")
+    rows = [
+        [
+            stage["name"],
             count_text(stage["predicted"]["flops"]),
+            size_text(stage["predicted"]["moved_bytes"]),
             size_text(stage["predicted"]["weight_bytes"]),
         ]
         for stage in stages
     ]
-    return [first, table(f"time after each pass, {sizes}", ["pass", *numbers], rows, right=tuple(numbers))]
+    return [first, second, table(f"work after each pass, {sizes}", ["pass", *work], rows, right=work)]
 
 
 def _number(key: str, value: float | None) -> str:

@@ -203,8 +203,9 @@ def summary_tables(data: dict[str, Any]) -> list[Any]:
 
 
 def pass_table(title: str, rows: list[dict[str, Any]]) -> Any:
-    """Return passes as a table; predicted times are at the first set of sizes."""
-    numbers = ("decisions", "refusals", "nodes", "took", "predicted", "saves")
+    """Return passes as a table: how many things each did and refused; predicted times are at the first set of sizes."""
+    refused = any(p["refusals"] for p in rows)
+    numbers = ("did", *(("refused",) if refused else ()), "nodes", "took", "predicted", "saves")
     cells = []
     for p in rows:
         predicted = p["predicted"][0] if p["predicted"] else {"before_us": None, "after_us": None}
@@ -212,6 +213,7 @@ def pass_table(title: str, rows: list[dict[str, Any]]) -> Any:
         nodes = f"{p['nodes_before']} -> {p['nodes_after']}"
         saved = "" if before is None or after is None else percent_text(1 - after / before if before else 0.0)
         foreseen = "" if after is None else time_text(after)
-        cells.append([p["options"], p["decisions"], p["refusals"], nodes, time_text(p["time_us"]), foreseen, saved])
+        counts = [p["decisions"], *([p["refusals"]] if refused else [])]
+        cells.append([p["options"], *counts, nodes, time_text(p["time_us"]), foreseen, saved])
     sizes = next((sizes_text(p["predicted"][0]["sizes"]) for p in rows if p["predicted"]), "")
     return table(f"{title}, predicted at {sizes}" if sizes else title, ["pass", *numbers], cells, right=numbers)

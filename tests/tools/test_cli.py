@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,16 @@ HEALTHY = doctor.Diagnosis(
 SICK = dataclasses.replace(
     HEALTHY, packages={"torch": "2.13.0", "triton": None}, backend_registered=False, problems=["triton is [gone]"]
 )
+
+
+def render(table: Any) -> str:
+    """Return what rich prints."""
+    from rich.console import Console
+
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(table)
+    return shown.get()
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +92,9 @@ def test_diagnosis_of_this_machine() -> None:
     assert found.cpu
     assert found.isa
     assert found.threads >= 1
+    assert found.machine is not None
+    assert found.machine["measured"] is True
+    assert "GFLOP/s" in render(doctor.to_table(found))
 
 
 def test_diagnosis_names_a_wrong_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:

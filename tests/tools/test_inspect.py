@@ -150,7 +150,7 @@ def test_costs_are_expressions_and_numbers(mlp: Path, capsys: pytest.CaptureFixt
     assert [at["sizes"] for at in split["predicted"]] == [{"batch": 4}, {"batch": 400}]
     assert next(entry for entry in data["passes"] if entry["name"] == "dead-code")["predicted"] == []
     shown = inspected([str(mlp), "--size", "batch=4"], capsys)
-    for part in ("cost of a call", "384*batch", "predicted for this machine", "batch=4", "memory-bound"):
+    for part in ("cost of a call", "384*batch", "predicted for this machine", "batch=4", "memory bound"):
         assert part in shown
 
 
