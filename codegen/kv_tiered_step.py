@@ -19,7 +19,9 @@ from .external import view_of
 from .fusion import is_item
 from .indexing import contiguous_strides, size_text
 from .kv_tiered_append_text import append_parameters, append_text
-from .kv_tiered_text import STRIDES, TieredSpec, attention_parameters, attention_text, mass_parameters, mass_text
+from .kv_tiered_attention_text import attention_parameters, attention_text
+from .kv_tiered_mass_text import mass_parameters, mass_text
+from .kv_tiered_text import STRIDES, TieredSpec
 from .loops import Stored
 from .lowering import arguments
 from .provenance import provenance_of
