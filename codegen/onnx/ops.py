@@ -12,6 +12,7 @@ from graphwright.ir import dialect
 from graphwright.ir.ops.definition import computed_in
 from graphwright.ir.ops.rotary import rotary_reference
 
+from . import merge
 from .calls import onnx_call
 
 aten = torch.ops.aten
@@ -58,6 +59,7 @@ LOWERINGS: Mapping[Any, Callable[..., torch.Tensor]] = {
     dialect.glu: glu,
     dialect.rotary: rotary_reference,
     dialect.take_rows: take_rows,
+    **merge.LOWERINGS,
 }
 """Operation -> what is traced in its place. Attention, and what leads to it, is written by `Writer`, which sees more."""
 
