@@ -17,7 +17,7 @@ from .cache_format import LARGEST_GROUP, CacheFormat, Site, attentions, rewrite,
 from .derivation import CAPACITY
 from .states import exchange_states
 
-CHUNK = 64
+CHUNK = 128
 """Tokens of a call: those of one do not read each other's codes."""
 
 LEAST_TOKENS = 16
@@ -165,7 +165,7 @@ def _empty_states(program: Program, ids: torch.Tensor) -> list[torch.Tensor]:
 def _divergence(exact: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Return the Kullback-Leibler divergence of each token's distribution from the exact one, [batch, tokens], float64."""
     parts = []
-    for pair in zip(exact.split(CHUNK, 1), other.split(CHUNK, 1), strict=True):
+    for pair in zip(torch.split(exact, CHUNK, 1), torch.split(other, CHUNK, 1), strict=True):
         # In float32 it would be lost in the rounding of the logarithms.
         old, new = (scores.double().log_softmax(-1) for scores in pair)
         parts.append((old.exp() * (old - new)).sum(-1))

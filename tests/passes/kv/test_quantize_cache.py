@@ -114,7 +114,7 @@ def test_errors_fall_as_bits_and_the_window_grow(derived) -> None:
 
     by_bits = [error(bits=bits, **SMALL) for bits in (2, 4, 8)]
     assert by_bits[0] > 2 * by_bits[1] > 4 * by_bits[2] > 0
-    by_window = [error(bits=2, group_size=16, residual=residual) for residual in (0, 32, 64)]
+    by_window = [error(bits=2, group_size=16, residual=residual) for residual in (0, 16, 48)]
     assert by_window[0] > by_window[1] > by_window[2] > 0
     by_layers = [error(bits=2, layers=layers, **SMALL) for layers in (None, (1,), ())]
     assert by_layers[0] > by_layers[1] > by_layers[2] == 0
