@@ -65,6 +65,12 @@ LAWS: dict[str, Law] = {
         ("window=30", "window=20,sinks=10", "block=30"),
         (("window=2", "window=6", "window=18", "window=30"), ("block=3", "block=10", "block=30")),
     ),
+    "vertical-slash": Law(
+        "llama",
+        ("vertical=200,slash=200,minimum_tokens=2", "minimum_tokens=201"),
+        (tuple(f"vertical={keys},slash=30,minimum_tokens=2" for keys in (30, 90, 200)),),
+        tokens=200,
+    ),
     "quantize-cache": Law(
         "llama",
         ("bits=16", "bits=2,residual=128"),

@@ -24,6 +24,7 @@ TEXTS: dict[str, str] = {
     "merge-tokens": "merge-tokens:r=1",
     "quantize-cache": "quantize-cache:group_size=16,residual=16",
     "tier-cache": "tier-cache:group_size=8,residual=8",
+    "vertical-slash": "vertical-slash:vertical=30,slash=30,minimum_tokens=2",
     "window-attention": "window-attention:window=3,sinks=1",
 }
 """Passes that do nothing without options, or nothing to models that are this small: how they are tried."""
