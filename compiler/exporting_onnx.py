@@ -142,23 +142,22 @@ def export_onnx(
             "a compiled model holds kernels, and its graph no more: export what it was made of, with the passes in its recipe: "
             "export_onnx(model, path, *sample_args, recipe=parse_recipe(compiled.recipe))"
         )
-    asked = recipe_of(recipe, passes).passes
-    cached = [step for step in asked if step.stage is Stage.DECODE]
+    wanted = recipe_of(recipe, passes)
+    cached = [step for step in wanted.passes if step.stage is Stage.DECODE]
     if cached and not generate:
         names = ", ".join(dict.fromkeys(step.name for step in cached))
         raise OptionError(f"{names}: the caches that it rewrites are there only with generate=True (--generate)")
     if isinstance(model, Program):
-        if args or kwargs or len(asked) > len(cached):
+        if args or kwargs or len(wanted.passes) > len(cached):
             raise ExportError("a program is written as it is: it takes no sample call, and passes run before (run_passes)")
         program = model
     else:
         program = capture(model, *args, dynamic=dynamic, check=check, **kwargs)
-    mark = mark_of(program, "" if isinstance(model, Program) else type(model).__name__)
-    recipe_of(recipe, passes).check(mark)
+    wanted.check(mark_of(program, "" if isinstance(model, Program) else type(model).__name__))
     device = next((w.device.type for w in program.weights.values()), "cpu")
     context = Context(tuple(calibration), device)
     if not isinstance(model, Program):
-        program = run_passes(program, [*EXPORT_PASSES, *(step for step in asked if step not in cached)], context)
+        program = run_passes(program, [*EXPORT_PASSES, *(step for step in wanted.passes if step not in cached)], context)
     if generate:
         program = with_caches(program, cached, context, check=check)
     made = emit(program, opset=opset)

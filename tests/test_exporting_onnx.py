@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import nn
 import graphwright
 from graphwright import exporting_onnx
 from graphwright.ir.errors import ExportError
+from graphwright.recipe import parse_recipe
 
 onnx: Any = pytest.importorskip("onnx")
 onnxruntime: Any = pytest.importorskip("onnxruntime")
@@ -105,6 +108,21 @@ def test_a_compiled_model_and_passes_for_a_program_are_refused(tmp_path: Path) -
         graphwright.export_onnx(graphwright.compile(program), tmp_path / "model.onnx")  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="a program is written as it is"):
         graphwright.export_onnx(program, tmp_path / "model.onnx", passes=["dead-code"])
+
+
+def test_the_file_says_what_was_done(built: Any, families: Any, tmp_path: Path) -> None:
+    """A recipe's passes are carried out with the calibration, and the file's metadata says what each decided."""
+    recipe = parse_recipe('[[pass]]\nname = "drop-layers"\ndrop = 1\nunit = "attention"\n')
+    sample = families["gpt2"].sample
+    calls = [sample(2, 40, 5)]
+    path = tmp_path / "model.onnx"
+    report = graphwright.export_onnx(built("gpt2"), path, **sample(2, 7, 0), recipe=recipe, calibration=calls, check=False)
+    assert report.operators["Attention"] == 1
+    (entry,) = [prop for prop in onnx.load(path).metadata_props if prop.key == exporting_onnx.RECORDS]
+    told = {done["name"]: done for done in json.loads(entry.value)}
+    assert told == {done.name: json.loads(json.dumps(dataclasses.asdict(done))) for done in report.passes}
+    (dropped,) = [done for name, done in told.items() if name.startswith("drop-layers")]
+    assert len(dropped["decisions"]) == 1
 
 
 @pytest.mark.slow

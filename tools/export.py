@@ -36,6 +36,11 @@ def export(model: str, output: Path, opset: int, external_data: bool, generate: 
         raise click.BadParameter(f"{output.name!r} should end with .onnx", param_hint="OUTPUT")
     if not output.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {str(output.parent)!r}", param_hint="OUTPUT")
+    if model.endswith(".gw"):
+        raise click.UsageError(
+            f"{model} holds kernels, and its graph no more: export the model that it was made of. The passes that it was made "
+            f"with are in it: unzip -p {model} recipe.toml > recipe.toml, and then --recipe recipe.toml"
+        )
     given = gather(options)
     passes, dynamic, recipe = parse_passes(given.passes), parse_dynamic(given.dynamic), parse_recipe(given.recipe)
     with progress(f"loading {model}"):

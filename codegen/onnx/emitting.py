@@ -48,8 +48,8 @@ def emit(program: Program, *, opset: int = OPSETS.start) -> onnx_ir.Model:
         raise OptionError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}, and is {opset}")
     if program.signature.packing is not None:
         raise ExportError(
-            "a program of packed tokens takes tensors that are worked out of the mask before each call, which ONNX has no "
-            "place for: export the model without the pass that packs tokens"
+            "a program of packed tokens takes tensors that are worked out of the mask before each call, and attention over "
+            "sequences without padding, which ONNX both has no form for: export the model without the pass pack-tokens"
         )
     refuse_unknown(program)
     for package in ("onnx", "onnxscript"):
