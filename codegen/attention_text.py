@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .attention_parts import both
+from .attention_walk import key_limits, key_ranges, keys_end, row_stride
 
 if TYPE_CHECKING:
     from .attention import AttentionSpec
@@ -37,7 +37,7 @@ def kernel_body(spec: AttentionSpec) -> Iterator[str]:
     yield ""
     yield from _start(spec)
     yield ""
-    yield from _ranges(spec)
+    yield from key_ranges(spec)
     if spec.listed:
         yield from _listed(spec)
         yield ""
@@ -92,7 +92,7 @@ def _places(spec: AttentionSpec) -> Iterator[str]:
         if spec.ragged:
             yield f"p_{tensor} += {head}.to(tl.int64) * {tensor}_head + (first_token{rows}) * {tensor}_token"
         else:
-            tokens = f" + first_q.to(tl.int64) * {_row(spec, tensor)}" if rows else ""
+            tokens = f" + first_q.to(tl.int64) * {row_stride(spec, tensor)}" if rows else ""
             yield f"p_{tensor} += i_b.to(tl.int64) * {tensor}_batch + {head}.to(tl.int64) * {tensor}_head{tokens}"
     yield "o_m = tl.arange(0, BLOCK_M)[:, None]"
     yield "o_n = tl.arange(0, BLOCK_N)[:, None]"
@@ -113,20 +113,10 @@ def _append(spec: AttentionSpec) -> Iterator[str]:
     yield "tl.debug_barrier()"
 
 
-def _row(spec: AttentionSpec, tensor: str) -> str:
-    """The stride between a tensor's rows: tokens, or the heads of the one query."""
-    return f"{tensor}_head" if spec.one else f"{tensor}_token"
-
-
-def _position(spec: AttentionSpec, query: str) -> str:
-    """The position of a query among the keys, given its number."""
-    return "offset" if spec.one else query if spec.ragged else f"{query} + offset"
-
-
 def _start(spec: AttentionSpec) -> Iterator[str]:
     """The queries and the running sums."""
     for i, part in enumerate(spec.query_parts):
-        load = f"tl.load(p_q + o_m * {_row(spec, 'q')} + {part.columns}{part.mask('o_q < query_length')}, other=0.0)"
+        load = f"tl.load(p_q + o_m * {row_stride(spec, 'q')} + {part.columns}{part.mask('o_q < query_length')}, other=0.0)"
         yield f"q{i} = {load}{f' * {_factor(spec)}' if _scales_queries(spec) else ''}"
     yield f"row_max = tl.full([BLOCK_M], {_FLOOR}, tl.float32)"
     if spec.sink:
@@ -138,61 +128,6 @@ def _start(spec: AttentionSpec) -> Iterator[str]:
         yield "row_sum = tl.zeros([BLOCK_M], tl.float32)"
     for i, part in enumerate(spec.value_parts):
         yield f"acc{i} = tl.zeros([BLOCK_M, {part.size}], tl.float32)"
-
-
-def _ranges(spec: AttentionSpec) -> Iterator[str]:
-    """The keys that some query of the block sees, and among them the blocks that all its queries see whole."""
-    stop = all_stop = _key_length(spec)
-    for some, whole in _ends(spec):
-        stop, all_stop = f"tl.minimum({stop}, {some})", f"tl.minimum({all_stop}, {whole})"
-    if spec.ragged and stop == all_stop:
-        stop = f"tl.where(first_q < query_length, {stop}, 0)"
-    yield f"stop = {stop}"
-    if spec.listed:
-        return
-    if not spec.starts:
-        yield f"whole_stop = tl.maximum({all_stop}, 0) // BLOCK_N * BLOCK_N"
-        yield "# Every query of the block sees the keys up to whole_stop, and none sees one from stop on."
-        yield "bounds = (0, whole_stop, stop)"
-        return
-    start, all_start = "0", "start"
-    for some, whole in _beginnings(spec):
-        start, all_start = f"tl.maximum({some}, {start})", f"tl.maximum({whole}, {all_start})"
-    yield f"start = {start}"
-    yield f"all_start = {all_start}"
-    yield "whole_start = tl.minimum(start + tl.cdiv(all_start - start, BLOCK_N) * BLOCK_N, stop)"
-    yield f"whole_stop = whole_start + tl.maximum({all_stop} - whole_start, 0) // BLOCK_N * BLOCK_N"
-    yield "# Every query of the block sees the keys from whole_start to whole_stop, and none sees one outside start and stop."
-    if spec.sinks:
-        yield f"# But for the first {spec.sinks}, which are seen by all."
-        yield f"sink_stop = tl.minimum(tl.minimum({spec.sinks}, start), {_key_length(spec)})"
-        yield "starts = (0, start, whole_start, whole_stop)"
-        yield "stops = (sink_stop, whole_start, whole_stop, stop)"
-    else:
-        yield "bounds = (start, whole_start, whole_stop, stop)"
-
-
-def _ends(spec: AttentionSpec) -> Iterator[tuple[str, str]]:
-    """Limits before which some query of the block sees keys, each with the one before which all do."""
-    position, last = _position(spec, "first_q"), "tl.minimum(BLOCK_M, query_length - first_q)"
-    if spec.reach is not None:
-        some = f"{position} + {last}{f' + {spec.reach - 1}' if spec.reach > 1 else ''}"
-        if spec.free:
-            some = f"tl.where({position} < {spec.free}, {_key_length(spec)}, {some})"
-        yield some, f"{position} + {spec.reach}"
-    if spec.chunk is not None and spec.chunks_ahead is not None:
-        ahead = f"{spec.chunk} * {spec.chunk} + {(spec.chunks_ahead + 1) * spec.chunk}"
-        yield f"({position} + {'1' if spec.one else last} - 1) // {ahead}", f"({position}) // {ahead}"
-
-
-def _beginnings(spec: AttentionSpec) -> Iterator[tuple[str, str]]:
-    """Keys from which on some query of the block sees keys, each with the one from which on all do."""
-    position, rows = _position(spec, "first_q"), "1" if spec.one else "BLOCK_M"
-    if spec.window is not None:
-        yield f"{position} - {spec.window - 1}", f"{position} + {rows} - {spec.window}"
-    if spec.chunk is not None and spec.chunks_behind is not None:
-        behind = f"{spec.chunk} * {spec.chunk} - {spec.chunks_behind * spec.chunk}"
-        yield f"({position}) // {behind}", f"({position} + {rows} - 1) // {behind}"
 
 
 def _listed(spec: AttentionSpec) -> Iterator[str]:
@@ -219,7 +154,7 @@ def _listed(spec: AttentionSpec) -> Iterator[str]:
 def _single_keys(spec: AttentionSpec) -> Iterator[str]:
     """One step over keys that lie anywhere."""
     inside = "first_column + {} < column_count"
-    for name, numbers, other in (("rows", "o_n", "0"), ("o_k", "tl.arange(0, BLOCK_N)[None, :]", _key_length(spec))):
+    for name, numbers, other in (("rows", "o_n", "0"), ("o_k", "tl.arange(0, BLOCK_N)[None, :]", keys_end(spec))):
         yield f"{name} = tl.load(p_columns + 1 + first_column + {numbers}, mask={inside.format(numbers)}, other={other})"
     for tensor, parts in (("k", spec.query_parts), ("v", spec.value_parts)):
         for i, part in enumerate(parts):
@@ -237,7 +172,7 @@ def _block(spec: AttentionSpec, whole: str) -> Iterator[str]:
     yield from (f"    {line}" for line in _loads(spec, None))
     yield "else:"
     first = "(first_k + o_n >= 0) & " if spec.listed else ""
-    rows = f"first_k + o_n < {_key_length(spec)}"
+    rows = f"first_k + o_n < {keys_end(spec)}"
     yield from (f"    {line}" for line in _loads(spec, f"{first}({rows})" if first else rows))
     yield from _update(spec, whole)
 
@@ -255,7 +190,7 @@ def _update(spec: AttentionSpec, whole: str | None) -> Iterator[str]:
         yield f"s += {spec.bias}"
     if spec.predicate is not None:
         yield f's = tl.where({spec.predicate}, s, float("-inf"))'
-    limited = f's = tl.where({_limits(spec)}, s, float("-inf"))'
+    limited = f's = tl.where({key_limits(spec)}, s, float("-inf"))'
     if whole is None:
         yield limited
     else:
@@ -280,31 +215,13 @@ def _loads(spec: AttentionSpec, rows: str | None) -> Iterator[str]:
             yield f"{tensor}{i} = tl.load(p_{tensor}_block + o_n * {tensor}_token + {part.columns}{mask}{other}{once})"
 
 
-def _limits(spec: AttentionSpec) -> str:
-    position = _position(spec, "o_q")
-    # Parts of a walk with sinks do not end where a block of keys does.
-    limits = ["o_k < stops[part]" if spec.sinks else f"o_k < {_key_length(spec)}"]
-    limits += ["o_k >= 0"] * spec.listed
-    if spec.reach is not None:
-        reach = f"o_k < {position} + {spec.reach}" if spec.reach > 1 else f"o_k <= {position}"
-        limits.append(f"({reach}) | ({position} < {spec.free})" if spec.free else reach)
-    if spec.window is not None:
-        window = f"o_k > {position} - {spec.window}"
-        limits.append(f"({window}) | (o_k < {spec.sinks})" if spec.sinks else window)
-    if spec.chunk is not None:
-        own, other = f"({position}) // {spec.chunk}", f"o_k // {spec.chunk}"
-        limits += [f"{other} >= {own} - {spec.chunks_behind}"] * (spec.chunks_behind is not None)
-        limits += [f"{other} <= {own} + {spec.chunks_ahead}"] * (spec.chunks_ahead is not None)
-    return both(limits)
-
-
 def _end(spec: AttentionSpec) -> Iterator[str]:
     """Normalise and store."""
     yield "# A query that saw no key has a sum of zero, and gets zeros."
     yield "norm = (1.0 / tl.where(row_sum == 0.0, 1.0, row_sum))[:, None]"
     for i, part in enumerate(spec.value_parts):
         value = f"(acc{i} * norm).to(p_out.dtype.element_ty)"
-        yield f"tl.store(p_out + o_m * {_row(spec, 'out')} + {part.columns}, {value}{part.mask('o_q < query_length')})"
+        yield f"tl.store(p_out + o_m * {row_stride(spec, 'out')} + {part.columns}, {value}{part.mask('o_q < query_length')})"
     if spec.lse:
         yield "m_q = first_q + tl.arange(0, BLOCK_M)"
         if spec.ragged:
@@ -313,10 +230,6 @@ def _end(spec: AttentionSpec) -> Iterator[str]:
             yield "p_lse += (i_b.to(tl.int64) * tl.num_programs(1) + i_h) * query_length + m_q"
         total = "row_max + tl.log(row_sum)" if spec.bias else f"(row_max + tl.log2(row_sum)) * {1 / _LOG2E!r}"
         yield f"tl.store(p_lse, {total}, mask=m_q < query_length)"
-
-
-def _key_length(spec: AttentionSpec) -> str:
-    return "query_length" if spec.ragged else "key_length"
 
 
 def _scales_queries(spec: AttentionSpec) -> bool:

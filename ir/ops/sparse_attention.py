@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import pad
 
 from .attention import attention, attention_reference, operand_name
-from .block_index import DENSE, TILE, tiles
+from .block_index import DENSE, FORCED, TILE, tiles
 from .definition import define, expect
 from .kv import kv_attention, kv_attention_reference
 
@@ -27,8 +27,8 @@ KV_SCHEMA = (
     "Tensor? sink, *, str predicate='', str bias='', float scale, float softcap=0.0, int minimum_tokens=0) -> Tensor"
 )
 
-RUN = 4
-"""Chosen diagonals that a block of keys is expected to cover, for the cost of an attention."""
+RUN = 6
+"""Chosen diagonals that a block of keys is expected to cover, for the cost of an attention; those that are forced take two."""
 
 
 def listed_keys(blocks: torch.Tensor, columns: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -218,8 +218,14 @@ def expected_keys(program: Program, node: fx.Node) -> Any:
     options = blocks.args[0].kwargs if blocks.op == "call_function" else {}
     if "vertical" not in options:
         return dense
-    keys = sum(options["vertical"]) + sympy.Rational(TILE, RUN) * sum(options["slash"])
-    return sympy.Min(dense, keys / len(options["vertical"]))
+    heads = len(options["vertical"])
+    keys = sum(options["vertical"]) + TILE * sum(map(expected_blocks, options["slash"]))
+    return sympy.Min(dense, sympy.Rational(round(keys * RUN), RUN * heads))
+
+
+def expected_blocks(slash: int) -> float:
+    """Return about how many blocks of keys cover so many diagonals for 64 queries."""
+    return 2 + max(slash - FORCED, 0) / RUN
 
 
 sparse_attention = define(SCHEMA, sparse_attention_reference, _fake, _flops)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from graphwright.ir.ops.block_index import TILE
-from graphwright.ir.ops.sparse_attention import RUN
 
 ESTIMATE_TILES = 2.5
 """Tiles that the estimate and the lists cost for each 64 tokens: two products without values, sums, and a search."""
@@ -31,11 +30,6 @@ def sparse_tiles(tokens: int, blocks: float, columns: float) -> float:
     rows = torch.arange(1, -(-tokens // TILE) + 1, dtype=torch.float64)
     listed = torch.minimum(rows, blocks + torch.clamp(rows * TILE, max=columns) / TILE)
     return float(listed.sum()) + ESTIMATE_TILES * len(rows)
-
-
-def expected_blocks(slash: int) -> float:
-    """Return about how many blocks so many diagonals take."""
-    return 1 + slash / RUN
 
 
 def break_even(blocks: float, columns: float) -> int:

@@ -19,13 +19,14 @@ from graphwright.ir.analyses.spans import Spans, spans_of
 from graphwright.ir.errors import OptionError, PlanError
 from graphwright.ir.ops.attention import operand_name, operand_type
 from graphwright.ir.ops.block_index import FORCED
+from graphwright.ir.ops.sparse_attention import expected_blocks
 from graphwright.ir.program import Program, calls
 from graphwright.passes.base import Context, Decision, Fidelity, Refusal
 from graphwright.passes.local import LocalPass, Places
 
 from .layers import not_chosen
 from .searching import HeadAttention, Pattern, measure, observed, search
-from .tile_cost import break_even, dense_tiles, expected_blocks
+from .tile_cost import break_even, dense_tiles
 
 DEFAULT_VERTICAL, DEFAULT_SLASH = 1000, 6096
 """What is taken where nothing is said, as the authors' code does."""

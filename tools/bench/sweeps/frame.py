@@ -10,6 +10,9 @@ from typing import Protocol
 from graphwright.ir.errors import OptionError, unknown
 
 SWEEPS: dict[str, str] = {
+    "density": "graphwright.tools.bench.sweeps.density:DENSITY",
+    "density-1024": "graphwright.tools.bench.sweeps.density:DENSITY_1024",
+    "density-2048": "graphwright.tools.bench.sweeps.density:DENSITY_2048",
     "cache": "graphwright.tools.bench.sweeps.cache:CACHE",
     "layers": "graphwright.tools.bench.sweeps.layers:LAYERS",
 }
