@@ -220,6 +220,7 @@ def expected_keys(program: Program, node: fx.Node) -> Any:
         return dense
     heads = len(options["vertical"])
     keys = sum(options["vertical"]) + TILE * sum(map(expected_blocks, options["slash"]))
+    # In sixths, so that the expression has no rounded numbers in it.
     return sympy.Min(dense, sympy.Rational(round(keys * RUN), RUN * heads))
 
 
