@@ -68,7 +68,7 @@ def compile(
     """
     clock = _Clock()
     asked = recipe_of(recipe, passes)
-    plain, cached = _by_stage(asked.passes, generate)
+    plain, cached = by_stage(asked.passes, generate)
     program = model if isinstance(model, Program) else capture(model, *args, dynamic=dynamic, check=check, **kwargs)
     clock.stop("capture")
     mark = mark_of(program, "" if isinstance(model, Program) else type(model).__name__)
@@ -93,7 +93,7 @@ def compile(
     return Compiled(executable, print_program(program), report, asked.to_toml(), generator, watch, graphs)
 
 
-def _by_stage(passes: Iterable[Pass], generate: bool) -> tuple[list[Pass], list[Pass]]:
+def by_stage(passes: Iterable[Pass], generate: bool) -> tuple[list[Pass], list[Pass]]:
     """Return the passes for the model's own program and those for the program with caches, each in order."""
     plain: list[Pass] = []
     cached: list[Pass] = []

@@ -19,13 +19,16 @@ from graphwright.ir.errors import OptionError
 from graphwright.ir.program import Program
 from graphwright.ir.records import PassRecord
 from graphwright.ir.target import Target
-from graphwright.passes.base import Context, Pass, Stage
+from graphwright.passes.base import Context, Pass
 from graphwright.passes.depth.units import sizes_of
 from graphwright.runtime.executable import Executable
 from graphwright.runtime.machine import this_machine
 
 from .capturing import capture
+from .compiling import by_stage
 from .exporting import quiet, without_cache
+from .generating import AFTER
+from .measuring_decode import measure_decoding
 from .pipeline import DEFAULT_PASSES, replay, run_passes
 from .quality import Comparison, Logits, Quality, find_logits, with_last_changed
 from .recipe import Recipe, mark_of, recipe_of
@@ -36,6 +39,9 @@ CAPTURE = "capture"
 
 PAIRS = 11
 """Pairs of runs, the original and a stage in turn, that a ratio of times is the median of."""
+
+SAMPLE_S, MOST_CALLS = 2e-3, 1000
+"""A timed run is so long at least, by calling up to so many times: the clock and a late interrupt count for little then."""
 
 Call = tuple[Sequence[Any], Mapping[str, Any]]
 """Arguments of a call: by position and by name."""
@@ -73,12 +79,14 @@ class Measurements:
         calls: number of sample calls that quality was measured on; the first of them is timed.
         threads: that computed.
         target: the machine of the predictions.
+        decoding: what passes on caches do to a token of a text, as `stages` of their own; None if there are none.
     """
 
     stages: tuple[StageMeasurement, ...]
     calls: int
     threads: int
     target: Target
+    decoding: Measurements | None = None
 
     def saved(self, at: int) -> float | None:
         """Return the ratio of the time that a pass saves to the time before it, measured; None for the first stage."""
@@ -98,6 +106,7 @@ def measure(
     calibration: Sequence[Any] = (),
     dynamic: Dynamic = None,
     check: bool = True,
+    generate: bool = False,
     repeat: int = PAIRS,
     **kwargs: Any,
 ) -> Measurements:
@@ -109,36 +118,38 @@ def measure(
     Args:
         model: any module.
         args: arguments of the sample call.
-        passes: as `compile` takes them, but for those that rewrite caches.
+        passes: as `compile` takes them.
         recipe: likewise.
         calibration: likewise.
         dynamic: likewise.
         check: likewise.
+        generate: also measure the program with caches, after each of its passes.
         repeat: pairs of timed runs for each stage, at least 1.
         kwargs: named arguments of the sample call.
 
     Raises:
         CaptureError: the model cannot be captured.
-        OptionError: a pass or an option is unknown or cannot be measured so, or the recipe was made for another model.
+        OptionError: a pass or an option is unknown or needs `generate`, or the recipe was made for another model.
         PassError: a pass cannot do what it was asked to.
+        InputError: no sample is long enough to measure caches with.
         LoweringError: an operation can neither be generated nor called.
     """
     asked = recipe_of(recipe, passes)
     program = capture(model, *args, dynamic=dynamic, check=check, **kwargs)
     asked.check(mark_of(program, type(model).__name__))
-    cached = [step.name for step in asked.passes if step.stage is Stage.DECODE]
-    if cached:
-        raise OptionError(f"measure: {', '.join(cached)} rewrites caches, which a forward call has none of: leave it out")
+    plain, cached = by_stage(asked.passes, generate)
     device = next((w.device.type for w in program.weights.values()), "cpu")
     context = Context(tuple(calibration), device)
-    records = run_passes(program, [*DEFAULT_PASSES, *asked.passes], context).records
+    result = run_passes(program, [*DEFAULT_PASSES, *plain], context)
+    derived = run_passes(result, ["cached-decode", *cached, *AFTER], context).records if generate else result.records
+    decoding = derived[len(result.records) :]
 
     def original(*args: Any, **kwargs: Any) -> Any:
         with without_cache(model), quiet():
             return model(*args, **kwargs)
 
     model.eval()
-    return measure_passes(program, records, (args, kwargs), original, calibration, repeat=repeat)
+    return measure_passes(program, result.records, (args, kwargs), original, calibration, decoding=decoding, repeat=repeat)
 
 
 def measure_passes(
@@ -148,6 +159,7 @@ def measure_passes(
     original: Callable[..., Any],
     calibration: Sequence[Any] = (),
     *,
+    decoding: Sequence[PassRecord] = (),
     repeat: int = PAIRS,
     tell: Callable[[str], object] = lambda text: None,
 ) -> Measurements:
@@ -159,25 +171,31 @@ def measure_passes(
         sample: the call that is timed.
         original: computes what the model does.
         calibration: calls that results are compared on: each (args, kwargs), or named arguments; none for the sample alone.
+        decoding: the passes that made and rewrote the program with caches; none to leave that out.
         repeat: pairs of timed runs for each stage, at least 1.
         tell: called with what is being measured.
 
     Raises:
         OptionError: `repeat` is below 1.
+        InputError: no sample is long enough to measure caches with.
         PlanError: the records are another program's.
         LoweringError: an operation can neither be generated nor called.
     """
     if repeat < 1:
         raise OptionError(f"measure: repeat must be at least 1, got {repeat}")
+    records = tuple(records)
     calls = [_as_call(call) for call in calibration] or [sample]
     target = this_machine()
+    cached = None
     with torch.inference_mode():
         wanted = _Wanted(program, original, calls)
         stages = []
         for name, stage in _stages(program, records):
             tell(name)
             stages.append(_measure_stage(name, stage, sample, original, wanted, target, repeat))
-    return Measurements(tuple(stages), len(calls), torch.get_num_threads(), target)
+    if decoding:
+        cached = measure_decoding(program, records, decoding, wanted.texts(), repeat=repeat, tell=tell)
+    return Measurements(tuple(stages), len(calls), torch.get_num_threads(), target, cached)
 
 
 def tensors_of(result: Any) -> dict[str, torch.Tensor]:
@@ -215,6 +233,18 @@ class _Wanted:
             inputs = self._signature.collect(args, kwargs)
             comparison.add(inputs, [expected[name] for name in found], list(found.values()))
         return comparison.quality()
+
+    def texts(self) -> list[torch.Tensor]:
+        """Return the token ids of each row of the calls, without padding, int64 [T]."""
+        if self._logits is None:
+            return []
+        found = []
+        for call in self.calls:
+            inputs = self._signature.collect(*call)
+            ids = inputs[self._logits.ids]
+            mask = torch.ones_like(ids) if self._logits.mask is None else inputs[self._logits.mask]
+            found += [row[kept != 0] for row, kept in zip(ids, mask, strict=True)]
+        return found
 
     def _placed(self, program: Program, logits: Logits) -> Logits:
         """Return where the logits are among the tensors of the results."""
@@ -276,21 +306,27 @@ def _measure_stage(
 
 
 def time_pairs(one: Callable[[], object], other: Callable[[], object], repeat: int) -> list[tuple[float, float]]:
-    """Return the times of two in seconds, in turn and each first in turn, after a run of each that does not count.
+    """Return the times of two in seconds, in turn and each first in turn.
 
-    With one thread it is the CPU time of this thread, which other processes hardly disturb; wall time with more.
+    With one thread it is the CPU time of this thread, which other processes hardly disturb; wall time with more. What takes
+    less than `SAMPLE_S` is called as often as fits into it.
     """
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def timed(run: Callable[[], object], calls: int) -> float:
+        start = clock()
+        for _ in range(calls):
+            run()
+        return max(clock() - start, 1e-9) / calls
+
     runs = (one, other)
-    for run in runs:
-        run()
+    # The first call of either may compile, and does not count.
+    calls = [max(1, min(MOST_CALLS, int(SAMPLE_S / min(timed(run, 1) for _ in range(2))))) for run in runs]
     pairs = []
     for count in range(repeat):
         pair = [0.0, 0.0]
         for k in (0, 1) if count % 2 == 0 else (1, 0):
-            start = clock()
-            runs[k]()
-            pair[k] = max(clock() - start, 1e-9)
+            pair[k] = timed(runs[k], calls[k])
         pairs.append((pair[0], pair[1]))
     return pairs
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
 import graphwright as gw
-from graphwright.ir.errors import OptionError
+from graphwright.ir.errors import InputError, OptionError
 from graphwright.ir.printer import print_program
-from graphwright.measuring import time_pairs
+from graphwright.measuring import MOST_CALLS, SAMPLE_S, time_pairs
+from graphwright.measuring_decode import measure_decoding
 from graphwright.passes.base import Context
 from graphwright.pipeline import replay, run_passes
 
@@ -101,13 +104,48 @@ def test_wrong_options() -> None:
     model, ids = TinyLanguageModel(), torch.randint(0, 50, (2, 12))
     with pytest.raises(OptionError, match="repeat must be at least 1, got 0"):
         gw.measure(model, ids, repeat=0, check=False)
-    with pytest.raises(OptionError, match="quantize-cache rewrites caches"):
+    with pytest.raises(OptionError, match="quantize-cache: the caches that it rewrites are there only"):
         gw.measure(model, ids, passes=["quantize-cache"], check=False)
 
 
+def test_passes_on_caches(captured) -> None:
+    """A format of the cache has a row: fewer bytes, a small error, and what a token takes behind others."""
+    program = captured("llama")
+    plain = run_passes(program)
+    passes = ["cached-decode", "quantize-cache:bits=8,group_size=16,residual=0", "dead-code"]
+    decoding = run_passes(plain, passes).records[len(plain.records) :]
+    texts = [torch.randint(3, 60, (length,)) for length in (120, 90, 3)]
+    found = measure_decoding(program, plain.records, decoding, texts, repeat=1, tell=lambda text: None)
+    exact, quantised = found.stages
+    assert (exact.name, quantised.name) == ("cached-decode", passes[1])
+    assert exact.quality.relative_error == 0
+    assert 0 < quantised.quality.relative_error < 0.1
+    assert quantised.quality.tokens == 60 + 45
+    assert quantised.quality.nll_change is not None
+    assert quantised.predicted.state_bytes < exact.predicted.state_bytes
+    assert quantised.time_us > 0
+    assert found.calls == 2
+
+
+def test_caches_need_a_text(captured) -> None:
+    """A sample without a few tokens in a row is refused, with what is wanted."""
+    with pytest.raises(InputError, match="texts of at least 4 tokens, and none of 1 has so many"):
+        measure_decoding(captured("llama"), (), (), [torch.ones(3, dtype=torch.int64)], repeat=1, tell=lambda text: None)
+
+
 def test_pairs_take_turns() -> None:
-    """Each goes first in turn, after one run of both that does not count."""
+    """Each goes first in turn, after two runs of both that do not count; what is short is called often."""
     order = []
-    pairs = time_pairs(lambda: order.append("a"), lambda: order.append("b"), 3)
-    assert "".join(order) == "ab" + "ab" + "ba" + "ab"
-    assert len(pairs) == 3
+
+    def long(name: str) -> None:
+        order.append(name)
+        start = time.thread_time()
+        while time.thread_time() - start < 1.5 * SAMPLE_S:
+            pass
+
+    pairs = time_pairs(lambda: long("a"), lambda: long("b"), 3)
+    assert "".join(order) == "aabb" + "ab" + "ba" + "ab"
+    assert all(seconds >= 1.5 * SAMPLE_S for pair in pairs for seconds in pair)
+    short = []
+    time_pairs(lambda: short.append(1), lambda: None, 1)
+    assert len(short) == 2 + MOST_CALLS

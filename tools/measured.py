@@ -11,7 +11,6 @@ from .costs import count_text, prediction_data, sizes_text
 from .output import percent_text, size_text, table, time_text
 
 if TYPE_CHECKING:
-    from graphwright.compiled import Compiled
     from graphwright.measuring import Measurements
 
     from .building import Built
@@ -31,6 +30,8 @@ def measure(
         and the errors are null. `original_us`, `compiled_us` and `ratio`, the first over the second: medians of pairs in turn,
         on `threads` threads, CPU time with one and wall time with more. `stages`: see `stage_data`. `calls`: number of sample
         calls that the stages' quality was measured on. `machine`: what predictions rest on. `sizes` of the sample call.
+        `decoding`: of a model that generates the stages of the program with caches, for one token, the original being the
+        first of them; else null.
     """
     from statistics import median
 
@@ -57,9 +58,11 @@ def measure(
             (model.args, model.kwargs),
             original,
             built.calibration,
+            decoding=compiled.report.decoding,
             repeat=pairs,
             tell=tell,
         )
+    cached = measured.decoding
     return {
         "outputs": [{"name": name, **_difference(expected[name], found[name])} for name in found],
         "original_us": median(a for a, _ in times) * 1e6,
@@ -70,7 +73,7 @@ def measure(
         "calls": measured.calls,
         "machine": asdict(measured.target),
         "sizes": dict(measured.stages[0].predicted.sizes),
-        "not_measured": _not_measured(compiled),
+        "decoding": None if cached is None else [stage_data(cached, at) for at in range(len(cached.stages))],
     }
 
 
@@ -85,10 +88,6 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _not_measured(compiled: Compiled) -> list[str]:
-    return [record.options for record in compiled.report.decoding if record.plan.decisions]
 
 
 def stage_data(measured: Measurements, at: int) -> dict[str, Any]:
@@ -134,8 +133,9 @@ def measure_tables(data: dict[str, Any]) -> list[Any]:
         table("the result against the original", columns, rows, right=tuple(columns[1:])),
         times,
     ]
-    if data["not_measured"]:
-        parts.append(f"not measured, for a forward call has no caches: {', '.join(data['not_measured'])}")
+    if data["decoding"]:
+        stages = data["decoding"]
+        parts += stage_tables(stages, data["calls"], f"one token, {sizes_text(stages[0]['predicted']['sizes'])}")
     return parts
 
 
@@ -173,13 +173,15 @@ def stage_tables(stages: Sequence[dict[str, Any]], calls: int, sizes: str) -> li
         for stage in stages
     ]
     second = table(f"time after each pass, {sizes}", ["pass", *times], rows, right=times)
-    work = ("flops", "bytes moved", "weights")
+    has_caches = any(stage["predicted"]["state_bytes"] for stage in stages)
+    work = ("flops", "bytes moved", "weights", *(("caches",) if has_caches else ()))
     rows = [
         [
             stage["name"],
             count_text(stage["predicted"]["flops"]),
             size_text(stage["predicted"]["moved_bytes"]),
             size_text(stage["predicted"]["weight_bytes"]),
+            *([size_text(stage["predicted"]["state_bytes"])] if has_caches else []),
         ]
         for stage in stages
     ]
