@@ -15,6 +15,7 @@ SWEEPS: dict[str, str] = {
     "density-2048": "graphwright.tools.bench.sweeps.density:DENSITY_2048",
     "cache": "graphwright.tools.bench.sweeps.cache:CACHE",
     "layers": "graphwright.tools.bench.sweeps.layers:LAYERS",
+    "merging": "graphwright.tools.bench.sweeps.merging:MERGING",
 }
 """Name -> where the sweep is, "module:attribute"; imported when it is asked for."""
 
