@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class TierCache(Pass):
 
     Declines when: there are no caches, or a layer's are of another format already or are read by others too.
     Declines when: an attention has a window or another mask, a bias, sinks or capped scores.
-    Declines when: keys and values are not float32, float16 or bfloat16.
+    Declines when: keys and values are not float32, float16 or bfloat16, or codes of theirs do not fill whole bytes.
     Declines when: every token would be kept as it is: important=1 with high=16.
 
     Fidelity: lossy for tokens beyond the newest. What a call's own tokens give each other, and with it a prompt that starts a
@@ -132,7 +132,7 @@ class TierCache(Pass):
         for layer, node, found in each_site(program):
             if self.layers is not None and layer not in self.layers:
                 continue
-            reason = found if isinstance(found, str) else _why_not(found) or self._why_nothing()
+            reason = found if isinstance(found, str) else _why_not(found, self._tiers()) or self._why_nothing()
             if reason:
                 refusals.append(Refusal(node.name, f"layer {layer}: {reason}"))
             elif isinstance(found, Site):
@@ -177,54 +177,65 @@ class TierCache(Pass):
         for decision in plan.decisions:
             node = places.once(decision.where)
             site = site_of(result, node, layers[node]) if node in layers else "it is no attention over a cache"
-            reason = site if isinstance(site, str) else _why_not(site)
+            tiers, balanced, window = self._planned(decision)
+            reason = site if isinstance(site, str) else _why_not(site, tiers)
             if isinstance(site, str) or reason:
                 raise PlanError(f"{self.name}: %{decision.where} cannot be kept in two tiers: {reason}")
-            made |= self._rewrite(result, site, decision)
+            made |= _rewrite(result, site, tiers, balanced, window)
             gone += site.caches
         exchange_states(result, gone, made)
         return result
 
-    def _rewrite(self, program: Program, site: Site, decision: Decision) -> dict[fx.Node, fx.Node]:
-        """Let a layer keep keys and values in two tiers; return the new states, and their values for the next call."""
-        detail = decision.detail
+    def _planned(self, decision: Decision) -> tuple[Tiers, bool, int]:
+        """Return the format that a decision says, whether keys are balanced, and the window.
+
+        Raises:
+            PlanError: it says none.
+        """
+        detail, where = decision.detail, f"the decision about %{decision.where}"
         try:
-            tiers = Tiers(*(int(detail[name]) for name in Tiers.__dataclass_fields__))
+            tiers = Tiers(*(int(detail[field.name]) for field in fields(Tiers)))
             balanced, window = bool(detail["balanced"]), int(detail["window"])
         except KeyError as error:
-            raise PlanError(f"{self.name}: the decision about %{decision.where} does not say {error}") from error
+            raise PlanError(f"{self.name}: {where} does not say {error}") from error
         except (TypeError, ValueError) as error:
-            raise PlanError(f"{self.name}: the decision about %{decision.where} is of no format: {error}") from error
+            raise PlanError(f"{self.name}: {where} is of no format: {error}") from error
         problem = tiers.problem() or ("" if window >= 0 else f"window must be at least 0, got {window}")
         if problem:
-            raise PlanError(f"{self.name}: the decision about %{decision.where} is of no format: {problem}")
-        given, form = arguments(site.node), asdict(tiers)
-        k, v = (append.args[1] for append in site.appends)
-        states = [
-            new_state(program, f"{name}_{site.layer}", shape, dtype) for name, (shape, dtype) in _shapes(site, tiers).items()
-        ]
-        new, past = (given["q"], k, v), given["past"]
-
-        def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-            return program.call(target, *args, like=site.node, **kwargs)
-
-        with program.graph.inserting_before(site.node):
-            both = call(dialect.kv_tiered_attention, *new, past, *states, scale=given["scale"], **form)
-            out, lse = (call(operator.getitem, both, at) for at in range(2))
-            masses = call(dialect.kv_tiered_mass, *new[:2], lse, past, *states, scale=given["scale"], window=window, **form)
-            mass = [call(operator.getitem, masses, at) for at in range(3)]
-            after = call(dialect.kv_tiered_append, *new, past, *mass, *states, balanced=balanced, **form)
-            values = {state: call(operator.getitem, after, at) for at, state in enumerate(states)}
-        site.node.replace_all_uses_with(out)
-        program.graph.erase_node(site.node)
-        return values
+            raise PlanError(f"{self.name}: {where} is of no format: {problem}")
+        return tiers, balanced, window
 
 
-def _why_not(site: Site) -> str:
+def _rewrite(program: Program, site: Site, tiers: Tiers, balanced: bool, window: int) -> dict[fx.Node, fx.Node]:
+    """Let a layer keep keys and values in two tiers; return the new states, and their values for the next call."""
+    given, form = arguments(site.node), asdict(tiers)
+    k, v = (append.args[1] for append in site.appends)
+    states = [new_state(program, f"{name}_{site.layer}", shape, dtype) for name, (shape, dtype) in _shapes(site, tiers).items()]
+    new, past = (given["q"], k, v), given["past"]
+
+    def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return program.call(target, *args, like=site.node, **kwargs)
+
+    with program.graph.inserting_before(site.node):
+        both = call(dialect.kv_tiered_attention, *new, past, *states, scale=given["scale"], **form)
+        out, lse = (call(operator.getitem, both, at) for at in range(2))
+        masses = call(dialect.kv_tiered_mass, *new[:2], lse, past, *states, scale=given["scale"], window=window, **form)
+        mass = [call(operator.getitem, masses, at) for at in range(3)]
+        after = call(dialect.kv_tiered_append, *new, past, *mass, *states, balanced=balanced, **form)
+        values = {state: call(operator.getitem, after, at) for at, state in enumerate(states)}
+    site.node.replace_all_uses_with(out)
+    program.graph.erase_node(site.node)
+    return values
+
+
+def _why_not(site: Site, tiers: Tiers) -> str:
     """Return why a layer cannot be kept in two tiers, "" if it can."""
     given = arguments(site.node)
     if site.dtype not in _DTYPES:
         return f"keys and values are {site.dtype}; float32, float16 and bfloat16 can be encoded"
+    for what, size in (("keys", site.key_size), ("values", site.value_size)):
+        if size * tiers.low_bits % 8:
+            return f"the codes of {what} of {size} features do not fill whole bytes at {tiers.low_bits} bits"
     for what, there in (("a bias", given["bias"]), ("sinks", given["sink"] is not None), ("capped scores", given["softcap"])):
         if there:
             return f"its attention has {what}, and attention over two tiers has none"
