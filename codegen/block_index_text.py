@@ -141,8 +141,8 @@ def {name}(
     p_keys += head * keys_row
     p_distances += head * distances_row
     p_starts += head * (tiles + 2)
-    p_covered += head * (tiles + 1) * TILE
-    for tile in range(0, tiles + 1):
+    p_covered += head * (tiles + 2) * TILE
+    for tile in range(0, tiles + 2):
         tl.store(p_covered + tile * TILE + tl.arange(0, TILE), tl.zeros([TILE], tl.int32))
     pick(p_sums, p_keys, tokens, vertical, 1, BLOCK)
     count = pick(p_sums + tokens, p_distances, tokens, slash, 0, BLOCK)
@@ -154,7 +154,8 @@ def {name}(
         if -distance < low:
             low = tl.minimum(low, TILE - distance) - TILE
             tl.store(p_starts + 1 + starts, low)
-            tl.store(p_covered + tiles * TILE + low + tl.arange(0, TILE), tl.full([TILE], 1, tl.int32))
+            # A block may start up to TILE - 1 keys before the farthest distance.
+            tl.store(p_covered + (tiles + 1) * TILE + low + tl.arange(0, TILE), tl.full([TILE], 1, tl.int32))
             starts += 1
     tl.store(p_starts, starts)
 '''
@@ -173,7 +174,7 @@ def {name}(
     o = tl.arange(0, TILE)
     p_keys += head * keys_row
     p_starts += head * (tiles + 2)
-    p_covered += head * (tiles + 1) * TILE + tiles * TILE - first
+    p_covered += head * (tiles + 2) * TILE + (tiles + 1) * TILE - first
     p_blocks += (head * tiles + i_t) * (tiles + 2)
     p_columns += (head * tiles + i_t) * columns_row
     count = tl.load(p_starts)

@@ -81,7 +81,7 @@ def _scratch(program: Program, node: fx.Node) -> Scratch:
         "keys": (torch.int32, (batch, heads, 1 + max(given["vertical"]))),
         "distances": (torch.int32, (batch, heads, 1 + max(given["slash"]))),
         "starts": (torch.int32, (batch, heads, count + 2)),
-        "covered": (torch.int32, (batch, heads, count + 1, TILE)),
+        "covered": (torch.int32, (batch, heads, count + 2, TILE)),
     }
 
 

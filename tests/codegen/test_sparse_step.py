@@ -103,6 +103,16 @@ def test_lists(builder, result, counted) -> None:
         assert torch.equal(torch.where(inside, got, 0), torch.where(inside, expected, 0))
 
 
+def test_the_farthest_distances(builder) -> None:
+    """A block that starts before the farthest distance is listed, and marks no keys of another head."""
+    program = indexed(builder, 1, vertical=[0] * HEADS, slash=[32] * HEADS, fixed=[False] * HEADS)
+    q, k, v = (torch.zeros(1, n, 256, 16) for n in (HEADS, KEY_HEADS, KEY_HEADS))
+    q[:, :, -2:, 0], k[:, :, 0, 0] = 30.0, 30.0
+    got = executable_of(program)(q, k, v)[0, :, -1]
+    assert got[:, :4].tolist() == [[3, 192, 128, -62]] * HEADS
+    assert torch.equal(got[:, :4], program.module()(q, k, v)[0][0, :, -1, :4])
+
+
 def test_density_one_at_a_long_length(builder) -> None:
     """With all columns and diagonals it is causal attention, one token more than a multiple of the block too."""
     program = indexed(builder, 0, **{name: [5000] * HEADS for name in ("vertical", "slash")})

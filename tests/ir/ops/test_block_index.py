@@ -56,6 +56,16 @@ def test_blocks_cover_diagonals(distances) -> None:
     assert all(covered & set(range(TILE - 1 - max(distances), TILE)) for _ in starts)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 500), st.data())
+def test_blocks_stay_within_their_lists(tokens, data) -> None:
+    """There are no more blocks than lists have room for, and none starts more than 63 keys before the farthest distance."""
+    distances = data.draw(st.sets(st.integers(0, tokens - 1)) | st.just({0, tokens - 1, max(tokens - 2, 0)}))
+    starts = covering_blocks(sorted(distances))
+    assert len(starts) <= (tokens + TILE - 1) // TILE + 1
+    assert all(-(tokens - 1) - (TILE - 1) <= start <= 0 for start in starts)
+
+
 def test_blocks_of_near_distances_are_those_of_the_queries() -> None:
     """The nearest keys are covered by the block of the queries and those before it, and not by keys that come later."""
     assert covering_blocks([0]) == [0]
