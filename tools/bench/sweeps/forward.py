@@ -12,14 +12,15 @@ import click
 import torch
 
 import graphwright
-from graphwright.ir.analyses.cost import cost_of_node, cost_of_program
+from graphwright.ir.analyses.cost_lines import program_cost
+from graphwright.ir.analyses.roofline import Prediction, predict
 from graphwright.ir.errors import GraphwrightError, PassError
-from graphwright.ir.program import Program, calls
-from graphwright.ir.target import LAPTOP_CPU
+from graphwright.ir.program import Program
 from graphwright.passes.base import Context
 from graphwright.passes.depth.units import sizes_of
 from graphwright.passes.registry import as_passes
 from graphwright.pipeline import run_passes
+from graphwright.runtime.machine import this_machine
 from graphwright.tools.bench.models.measure import error_of, reason, refuse_strays, rounds
 from graphwright.tools.bench.models.rivals import RIVALS, Case, Run, forget_compiled
 from graphwright.tools.bench.models.rows import Row, first_output, real_positions
@@ -37,7 +38,7 @@ Quality = Callable[[Calls, Sequence[torch.Tensor], Sequence[torch.Tensor]], Mapp
 class ForwardSweep:
     """A sweep over settings of passes on one model's forward pass.
 
-    The costs are `time_us`, `time_ratio` and `flops`; the ratio is also predicted, from flops and bytes.
+    The costs are `time_us`, `time_ratio` and `flops`; times are also predicted, from flops, bytes and what this machine can do.
 
     Args:
         name: as given on the command line.
@@ -93,7 +94,7 @@ class _Forward:
         """Yield what is found, in the order of the settings."""
         runs: dict[str, Run] = {}
         found: dict[str, Outcome] = {}
-        base_us = predicted_us(self.program, self._sizes(self.program))
+        base_us = self._prediction(self.program).time_us
         for setting in settings:
             tell(setting.name)
             # Whatever keeps a setting from running is its result, and the others are still worth measuring.
@@ -128,7 +129,7 @@ class _Forward:
         run = RIVALS[setting.rival](self.case)
         error_of(run(), self.wanted, real_positions(self.case.inputs))
         quality = self.sweep.quality(self.held_out, self.expected, self.expected)
-        return Outcome(setting, quality, {"flops": self._flops(self.program)}), run
+        return Outcome(setting, quality, {"flops": float(self._prediction(self.program).flops)}), run
 
     def _ours(self, setting: Setting, base_us: float) -> tuple[Outcome, Run]:
         program = run_passes(self.program, as_passes(setting.passes), self.context)
@@ -139,28 +140,16 @@ class _Forward:
         compiled = graphwright.compile(program)
         outputs = [first_output(compiled(**call)) for call in self.held_out]
         quality = self.sweep.quality(self.held_out, self.expected, outputs)
-        time_us = predicted_us(program, self._sizes(program))
+        foretold = self._prediction(program)
         inputs: dict[str, Any] = dict(self.case.inputs)
-        outcome = Outcome(setting, quality, {"flops": self._flops(program)}, {"time_ratio": time_us / base_us})
+        predicted = {"time_us": foretold.time_us, "time_ratio": foretold.time_us / base_us}
+        outcome = Outcome(setting, quality, {"flops": float(foretold.flops)}, predicted)
         return outcome, lambda: first_output(compiled(**inputs))
 
-    def _flops(self, program: Program) -> float:
-        return float(cost_of_program(program).at(self._sizes(program)).flops)
-
-    def _sizes(self, program: Program) -> dict[str, int]:
-        return sizes_of(program, program.signature.flatten((), dict(self.case.inputs)))
-
-
-def predicted_us(program: Program, sizes: Mapping[str, int]) -> float:
-    """Return what the cost analysis says of a call's time on a CPU, in microseconds: ratios of it mean something.
-
-    Args:
-        program: what is run.
-        sizes: number by the dimension's name.
-    """
-    costs = (cost_of_node(program, node).at(sizes) for node in calls(program.graph))
-    # Fused, an operation costs no call of its own.
-    return sum(cost.time_us(LAPTOP_CPU) - LAPTOP_CPU.call_us for cost in costs)
+    def _prediction(self, program: Program) -> Prediction:
+        """Return how long a call takes on this machine, as the cost analysis says."""
+        sizes = sizes_of(program, program.signature.flatten((), dict(self.case.inputs)))
+        return predict(program_cost(program), sizes, this_machine())
 
 
 def tell(text: str) -> None:
