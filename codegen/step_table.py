@@ -6,11 +6,22 @@ from typing import Any
 
 from torch import fx
 
-from . import attention_step, kv_quantized_step, kv_ring_step, kv_step, kv_tiered_step, merge_step, packing_step, sparse_step
+from . import (
+    attention_step,
+    embedding_step,
+    kv_quantized_step,
+    kv_ring_step,
+    kv_step,
+    kv_tiered_step,
+    merge_step,
+    packing_step,
+    sparse_step,
+)
 from .steps import StepMaker
 
 STEP_MAKERS: dict[Any, StepMaker] = {
     **attention_step.MAKERS,
+    **embedding_step.MAKERS,
     **packing_step.MAKERS,
     **kv_step.MAKERS,
     **kv_quantized_step.MAKERS,

@@ -12,8 +12,8 @@ from graphwright.ir.errors import ArtifactError, unknown
 
 from .kernel_source import kernel_functions
 
-COMPILE_OPTIONS = frozenset({"num_warps", "num_stages"})
-"""What may stand among a step's constants without being a parameter of the kernel."""
+COMPILE_OPTIONS = frozenset({"num_warps", "num_stages", "debug"})
+"""What may stand among a step's constants without being a parameter of the kernel. With `debug`, what it asserts is checked."""
 
 Run = Callable[..., Any]
 
