@@ -11,9 +11,14 @@ from .costs import count_text, prediction_data, sizes_text
 from .output import percent_text, size_text, table, time_text
 
 if TYPE_CHECKING:
+    from graphwright.compiled import Compiled
     from graphwright.measuring import Measurements
 
     from .building import Built
+    from .models import Model
+
+PRODUCT_WORDS = ("linear", "mm", "conv")
+"""What the names of steps have in them that call a product in PyTorch."""
 
 PAIRS = 11
 """Pairs of runs that a time ratio is the median of."""
@@ -30,6 +35,7 @@ def measure(
         and the errors are null. `original_us`, `compiled_us` and `ratio`, the first over the second: medians of pairs in turn,
         on `threads` threads, CPU time with one and wall time with more. `stages`: see `stage_data`. `calls`: number of sample
         calls that the stages' quality was measured on. `machine`: what predictions rest on. `sizes` of the sample call.
+        `kinds`: kind of operation -> `predicted_us` and `measured_us`, wall time step by step, of the compiled model.
         `decoding`: of a model that generates the stages of the program with caches, for one token, the original being the
         first of them; else null.
     """
@@ -73,7 +79,22 @@ def measure(
         "calls": measured.calls,
         "machine": asdict(measured.target),
         "sizes": dict(measured.stages[0].predicted.sizes),
+        "kinds": _kinds(compiled, model, measured),
         "decoding": None if cached is None else [stage_data(cached, at) for at in range(len(cached.stages))],
+    }
+
+
+def _kinds(compiled: Compiled, model: Model, measured: Measurements) -> dict[str, dict[str, float]]:
+    """Return for each kind of operation the time that its steps take beside the predicted one."""
+    from graphwright.ir.analyses.cost_lines import ATTENTION, KINDS, PRODUCT, REST
+
+    taken = dict.fromkeys(KINDS, 0.0)
+    for row in compiled.profile(*model.args, **model.kwargs).rows:
+        is_product = row.kind == "matmul" or (row.kind == "call" and any(word in row.name for word in PRODUCT_WORDS))
+        taken[PRODUCT if is_product else ATTENTION if "attention" in row.name else REST] += row.us
+    last = measured.stages[-1].predicted
+    return {
+        kind: {"predicted_us": last.time_of(kind), "measured_us": us} for kind, us in taken.items() if us or last.time_of(kind)
     }
 
 
@@ -133,6 +154,12 @@ def measure_tables(data: dict[str, Any]) -> list[Any]:
         table("the result against the original", columns, rows, right=tuple(columns[1:])),
         times,
     ]
+    kinds = [
+        [kind, time_text(d["predicted_us"]), time_text(d["measured_us"]), _factor(d["measured_us"], d["predicted_us"])]
+        for kind, d in data["kinds"].items()
+    ]
+    numbers = ("predicted", "measured", "measured / predicted")
+    parts.append(table(f"by kind of operation, {data['machine']['name']}", ["kind", *numbers], kinds, right=numbers))
     if data["decoding"]:
         stages = data["decoding"]
         parts += stage_tables(stages, data["calls"], f"one token, {sizes_text(stages[0]['predicted']['sizes'])}")
@@ -186,6 +213,10 @@ def stage_tables(stages: Sequence[dict[str, Any]], calls: int, sizes: str) -> li
         for stage in stages
     ]
     return [first, second, table(f"work after each pass, {sizes}", ["pass", *work], rows, right=work)]
+
+
+def _factor(measured: float, predicted: float) -> str:
+    return f"{measured / predicted:.2f}" if predicted else "-"
 
 
 def _number(key: str, value: float | None) -> str:

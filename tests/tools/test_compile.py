@@ -67,6 +67,9 @@ def test_json(factories: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert stage["quality"]["cosine"] == pytest.approx(1)
     assert stage["predicted"]["sizes"] == data["measured"]["sizes"] == {"batch": 3}
     assert data["measured"]["threads"] == 1
+    assert data["measured"]["decoding"] is None
+    assert set(data["measured"]["kinds"]) == {"product", "rest"}
+    assert all(time_us > 0 for kind in data["measured"]["kinds"].values() for time_us in kind.values())
     assert (data["decoding"], data["cache"]) == ([], None)
 
 

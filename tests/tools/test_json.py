@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,12 @@ def mlp(factories: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+FREE = {
+    "detail", "dimensions", "efficiency", "inputs", "kinds", "operators", "outputs", "packages", "sizes", "steps",
+    "time_by_bound_us", "time_by_kind_us", "times_us",
+}  # fmt: skip
+"""What has names of a model, or of what it was compiled with, as its keys."""
+
 COMMANDS = {
     "passes": (["passes"], list),
     "a pass": (["passes", "drop-layers"], dict),
@@ -35,6 +42,17 @@ COMMANDS = {
 }
 
 
+def keys_of(data: Any) -> set[str]:
+    """Return the keys of data that are the same for every model."""
+    if isinstance(data, list):
+        return {key for item in data for key in keys_of(item)}
+    if not isinstance(data, dict):
+        return set()
+    return set(data) | {
+        key for name, value in data.items() if not (name in FREE and isinstance(value, dict)) for key in keys_of(value)
+    }
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_it_is_json(name: str, factories: str, mlp: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """What is written to standard output, by Python or below it, is one value without NaN."""
@@ -46,6 +64,8 @@ def test_it_is_json(name: str, factories: str, mlp: Path, tmp_path: Path, capfd:
     found = json.loads(captured.out, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
     assert isinstance(found, kind)
     assert found
+    page = (Path(__file__).resolve().parents[2] / "docs" / "json.md").read_text("utf-8")
+    assert sorted(key for key in keys_of(found) if f"`{key}`" not in page) == []
 
 
 def test_what_is_not_finite_is_null(capsys: pytest.CaptureFixture[str]) -> None:
