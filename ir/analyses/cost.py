@@ -11,7 +11,7 @@ import sympy
 import torch
 from torch import fx
 
-from graphwright.ir.dialect import attention
+from graphwright.ir.dialect import attention, kv_attention
 from graphwright.ir.ops.attention import operand_name, operand_type
 from graphwright.ir.ops.definition import find_operation
 from graphwright.ir.program import Program, Size, calls
@@ -149,6 +149,28 @@ def _attention(program: Program, node: fx.Node) -> Size:
     return batch * heads * pairs * (2 * features + 2 * values + FUNCTION_FLOPS)
 
 
+def _kv_attention(program: Program, node: fx.Node) -> Size:
+    batch, heads, queries, features = program.shape(node.args[0])  # type: ignore[arg-type]
+    keys, values = program.shape(node.args[2])[-2:]  # type: ignore[arg-type]
+    pairs = visible_pairs(_kv_predicate(node), {}, queries, keys)
+    return batch * heads * pairs * (2 * features + 2 * values + FUNCTION_FLOPS)
+
+
+def _kv_predicate(node: fx.Node) -> str:
+    # No query sees a slot after its own, whatever the predicate says.
+    return str(node.kwargs.get("predicate", "")) or "q - k >= 0"
+
+
+def cache_ratio(program: Program, node: fx.Node) -> Size:
+    """Return the ratio of what a call reads of its caches to all of them: below 1 where it sees a window alone."""
+    if node.target is not kv_attention:
+        return 1
+    queries = program.shape(node.args[0])[2]  # type: ignore[arg-type]
+    keys = program.shape(node.args[2])[2]  # type: ignore[arg-type]
+    reach = visible_pairs(_kv_predicate(node), {}, 1, keys)
+    return 1 if reach == keys else sympy.Min(reach + queries - 1, keys) / keys
+
+
 def _reduction(program: Program, node: fx.Node) -> Size:
     return _elements(program, node.args[0])
 
@@ -199,6 +221,7 @@ _FORMULAS: dict[Any, Formula] = {
     **PRODUCTS,
     aten.scaled_dot_product_attention.default: _sdpa,
     attention: _attention,
+    kv_attention: _kv_attention,
     aten.softmax.int: _per_element(FUNCTION_FLOPS + 3),
     aten.layer_norm.default: _per_element(8),
     aten.rms_norm.default: _per_element(4),

@@ -17,7 +17,7 @@ from graphwright.ir.program import Program, Size, calls
 from graphwright.ir.records import CostLine, ProgramCost
 from graphwright.ir.size_texts import text_of_size
 
-from .cost import PRODUCTS, VIEWS, bytes_of_value, flops_of_node
+from .cost import PRODUCTS, VIEWS, bytes_of_value, cache_ratio, flops_of_node
 
 aten = torch.ops.aten
 
@@ -70,7 +70,8 @@ class _Kernels:
     def __init__(self, program: Program) -> None:
         self._program = program
         results = program.results
-        self._kept = {results[at] for at in program.states.values()}
+        # An operation may give several states: each is an item of what it gives.
+        self._kept = {_behind_views(results[at])[0] for at in program.states.values()}
         self._states = {node for node in program.inputs if node.name in program.states} | self._kept
         self._stored: set[fx.Node] = set()
         self._find()
@@ -93,7 +94,8 @@ class _Kernels:
         writes = bytes_of_value(program, root.meta["val"])
         for where, value, rows in self._read_values(members):
             # Of a table only the rows that are asked for are read.
-            moved[where] = moved[where] + (bytes_of_value(program, rows if rows is not None else value))
+            size = bytes_of_value(program, rows if rows is not None else value)
+            moved[where] = moved[where] + (size * cache_ratio(program, root) if where == "state" else size)
         if root in self._kept:
             # What is kept is changed in place, by as much as is new.
             moved["state"] = moved["value"]

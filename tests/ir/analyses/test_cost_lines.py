@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import sympy
 import torch
 
 from graphwright.ir import dialect
-from graphwright.ir.analyses.cost import cost_of_program
+from graphwright.ir.analyses.cost import cache_ratio, cost_of_program, flops_of_node
 from graphwright.ir.analyses.cost_lines import program_cost
 from graphwright.ir.analyses.roofline import dimensions_of, predict, total
 from graphwright.ir.target import Target
@@ -100,6 +101,35 @@ def test_states_are_read_where_they_lie(captured) -> None:
     assert "capacity" in attention.state_bytes
     assert "capacity" not in append.state_bytes
     assert append.state_bytes != "0"
+
+
+def test_states_of_other_formats_are_changed_in_place(captured) -> None:
+    """An operation that gives several states at once writes what is new, not the states anew."""
+    program = run_passes(run_passes(captured("llama")), ["cached-decode", "quantize-cache"])
+    cost = program_cost(program)
+    appends = [line for line in cost.lines if "append" in line.operation]
+    assert appends
+    assert all("capacity" not in line.state_bytes + line.value_bytes for line in appends)
+    attention = next(line for line in cost.lines if line.kind == "attention")
+    assert "capacity" in attention.state_bytes
+
+
+def test_a_window_reads_a_part_of_the_cache(builder) -> None:
+    """Attention over a cache reads no more of it than its window, and computes no more."""
+    b = builder()
+    q, past = b.input("q", "batch", 4, 1, 8), b.input("past", "batch", dtype=torch.int64)
+    cache = b.input("cache", "batch", 2, "tokens", 8)
+    kinds = {}
+    for predicate in ("", "q - k >= 0 & 9 - q + k >= 0"):
+        node = b.call(dialect.kv_attention, q, cache, cache, past, [], None, predicate=predicate, scale=1.0)
+        kinds[predicate] = flops_of_node(b.built, node), cache_ratio(b.built, node)
+    tokens = b.built.dimensions["tokens"].symbol
+    (flops, ratio), (windowed, part) = kinds.values()
+    assert ratio == 1
+    assert windowed.subs({tokens: 100}) * 10 == flops.subs({tokens: 100})
+    assert windowed.subs({tokens: 5}) == flops.subs({tokens: 5})
+    assert part.subs({tokens: 100}) == sympy.Rational(1, 10)
+    assert part.subs({tokens: 5}) == 1
 
 
 def test_passes_record_what_they_save(captured) -> None:
