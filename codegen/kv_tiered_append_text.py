@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from graphwright.ir.ops.kv_tiered import LARGEST, PACKED, STATES, planes
+from graphwright.ir.ops.kv_tiered import STATES
+from graphwright.ir.ops.tier_codes import LARGEST, PACKED, planes
 
 from .kv_tiered_text import (
     STRIDES,

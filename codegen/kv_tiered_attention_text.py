@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from graphwright.ir.ops.kv_tiered import PACKED, planes
+from graphwright.ir.ops.tier_codes import PACKED, planes
 
 from .kv_tiered_text import (
     LOG2E,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from graphwright.ir.ops.kv_tiered import PACKED
+from graphwright.ir.ops.tier_codes import PACKED
 
 from .kv_tiered_text import (
     LOG2E,

@@ -132,7 +132,7 @@ def _attention(program: Program, node: fx.Node, place: Place, sources: KernelSou
 def _mass(program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str) -> Sequence[KernelStep]:
     call = _Call(program, node, place, sources, device)
     parts = [_blocks(count, KEYS) for count in (call.slots, call.spec.tiers.ring, call.tokens)]
-    blocks = sum(parts) if all(isinstance(part, int) for part in parts) else " + ".join(map(str, parts))
+    blocks = " + ".join(map(str, parts))
     results = ("recent_mass", "pool_mass", "own_mass")
     tiles = {"BLOCK_M": call.block_m, "BLOCK_N": KEYS}
     grid = (blocks, call.key_heads, call.batch)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from graphwright.ir.ops.kv_tiered import PACKED, Tiers, planes
+from graphwright.ir.ops.kv_tiered import Tiers
+from graphwright.ir.ops.tier_codes import PACKED, planes
 
 from .attention_parts import both
 

@@ -12,16 +12,7 @@ those of the highest score are in the pool then; of equal scores those in the po
 Tokens that stay keep their slots. The others take the free slots in order, the lowest slot first. A token that is not in the
 pool has no score, and never comes back.
 
-*Codes.* A token's key in one head, times the head's `balance` [D], and its value are encoded for themselves. With x the
-values, zero = float16(min x), step = float16((max x - zero) / (2^low_bits - 1)), code = round((x - zero) / step), the value is
-zero + step * code. Refinement divides the step around a code in 2^fine_bits: fine = floor(((x - zero) / step - code + 1/2) *
-2^fine_bits), and the value is zero + step * (code - 1/2 + (fine + 1/2) / 2^fine_bits). What lies beyond +-65504 is encoded as
-that. `balance` is sqrt(max |q| / max |k|) for each channel over the tokens and query heads of a sequence's first call, which
-evens out channels that are large in all keys: (q / balance) (balance k) is q k.
-
-*Packing.* Bits lie in planes of 4, 2 and 1, lowest bits first; 3 bits are planes of 2 and 1. Eight tokens (or slots of the
-pool) take `bits` rows of bytes, w of them for each plane of w bits: row j of a plane holds the bits of token j, j + w, ...,
-from its lowest bits upwards.
+How keys and values are encoded, and how codes lie in bytes, is said in `tier_codes`.
 """
 
 from __future__ import annotations
@@ -33,17 +24,12 @@ import sympy
 import torch
 
 from .definition import computed_in, define, expect
+from .tier_codes import PACKED, decode, encode, pack, unpack
 
 if TYPE_CHECKING:
     from torch import fx
 
     from graphwright.ir.program import Program
-
-PACKED = 8
-"""Tokens whose codes share bytes."""
-
-LARGEST = 65504.0
-"""The largest finite float16."""
 
 STATES = (
     *("recent_k", "recent_v", "recent_score", "balance", "low_k", "low_v", "ranges", "refined"),
@@ -129,65 +115,6 @@ class Tiers:
         return self.stored_tokens(filled) // self.group_size * self.promoted
 
 
-def planes(bits: int) -> list[tuple[int, int]]:
-    """Return the planes of codes of 1 to 8 bits: the number of the first bit, and how many."""
-    found, first = [], 0
-    for width in (8, 4, 2, 1):
-        if bits & width:
-            found.append((first, width))
-            first += width
-    return found
-
-
-def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return codes [..., T, D], T a multiple of 8, as bytes [..., T // 8 * bits, D]."""
-    *outer, count, size = codes.shape
-    groups = codes.reshape(*outer, count // PACKED, PACKED, size)
-    rows = []
-    for first, width in planes(bits):
-        pieces = (groups >> first & (1 << width) - 1).unflatten(-2, (PACKED // width, width))
-        shifts = torch.arange(0, PACKED, width, device=codes.device)[:, None, None]
-        rows.append((pieces << shifts).sum(-3))
-    return torch.cat(rows, -2).reshape(*outer, count // PACKED * bits, size).to(torch.uint8)
-
-
-def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return what `pack` made bytes of, int64."""
-    *outer, count, size = packed.shape
-    groups = packed.long().reshape(*outer, count // bits, bits, size)
-    codes, row = torch.zeros(*outer, count // bits, PACKED, size, dtype=torch.int64, device=packed.device), 0
-    for first, width in planes(bits):
-        shifts = torch.arange(0, PACKED, width, device=packed.device)[:, None, None]
-        pieces = groups[..., None, row : row + width, :] >> shifts & (1 << width) - 1
-        codes += pieces.flatten(-3, -2) << first
-        row += width
-    return codes.flatten(-3, -2)
-
-
-def encode(x: torch.Tensor, low_bits: int, fine_bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the codes of values [..., D], their refinement (both int64), and zero and step [...], float16."""
-    x = x.float().clamp(-LARGEST, LARGEST)
-    most = (1 << low_bits) - 1
-    zero = x.amin(-1).half()
-    step = ((x.amax(-1) - zero.float()) / most).clamp(0, LARGEST).half()
-    wide = step.float()
-    inverse = torch.where(wide > 0, 1 / wide, 0.0)[..., None]
-    place = (x - zero.float()[..., None]) * inverse
-    codes = (place + 0.5).floor().clamp(0, most)
-    fine = ((place - codes + 0.5) * (1 << fine_bits)).floor().clamp(0, (1 << fine_bits) - 1)
-    return codes.long(), fine.long(), zero, step
-
-
-def decode(
-    codes: torch.Tensor, fine: torch.Tensor | None, zero: torch.Tensor, step: torch.Tensor, fine_bits: int
-) -> torch.Tensor:
-    """Return the values, float32, that codes stand for."""
-    place = codes.float()
-    if fine is not None:
-        place = place - 0.5 + (fine.float() + 0.5) / (1 << fine_bits)
-    return zero.float()[..., None] + step.float()[..., None] * place
-
-
 class _Row:
     """One sequence's cache: its entries, and where they lie."""
 
@@ -248,7 +175,7 @@ def _scores(row: _Row, q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.
     """Return the scores [Hk, H / Hk, T, past + T] of a sequence's queries; -inf for later keys."""
     heads, tokens = k.shape[0], k.shape[1]
     keys = torch.cat((row.entries("k").to(computed_in(q.dtype)), k.to(computed_in(q.dtype))), 1)
-    scores = q.to(keys.dtype).unflatten(0, (heads, -1)) @ keys[:, None].transpose(-1, -2) * scale
+    scores = q.to(keys.dtype).reshape(heads, -1, *q.shape[1:]) @ keys[:, None].transpose(-1, -2) * scale
     later = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).triu(1)
     hidden = torch.cat((later.new_zeros(tokens, row.past), later), 1)
     return scores.masked_fill(hidden, -torch.inf)
@@ -314,7 +241,7 @@ def kv_tiered_mass_reference(
     pool = q.new_zeros((batch, heads, states[STATES.index("pool_score")].shape[2]), dtype=torch.float32)
     own = q.new_zeros((batch, heads, tokens), dtype=torch.float32)
     for at, row in enumerate(_rows(states, past, format_)):
-        weights = torch.exp(_scores(row, q[at], k[at], scale) - lse[at].unflatten(0, (heads, -1))[..., None])
+        weights = torch.exp(_scores(row, q[at], k[at], scale) - lse[at].reshape(heads, -1, lse.shape[2])[..., None])
         last = tokens if count is None else int(count[at])
         first = max(last - window, 0) if window else 0
         mass = weights[:, :, first:last].sum((1, 2)).float()
@@ -370,7 +297,7 @@ def kv_tiered_append_reference(
 
 
 def _balance(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    most_q = q.float().unflatten(0, (k.shape[0], -1)).abs().amax((1, 2))
+    most_q = q.float().abs().amax(1).reshape(k.shape[0], -1, q.shape[2]).amax(1)
     most_k = k.float().abs().amax(1)
     return torch.where((most_q > 0) & (most_k > 0), (most_q / most_k).sqrt(), 1.0)
 
@@ -401,8 +328,8 @@ def _store(row: _Row, leaving: dict[str, torch.Tensor], pooled: int) -> None:
         codes, fine[name], zero, step = encode(x, tiers.low_bits, tiers.fine_bits)
         rows = slice(groups.start * tiers.low_bits, groups.stop * tiers.low_bits)
         at[f"low_{name}"][:, rows] = pack(codes, tiers.low_bits)
-        at["ranges"][:, first, groups] = zero.unflatten(1, (-1, PACKED))
-        at["ranges"][:, first + 1, groups] = step.unflatten(1, (-1, PACKED))
+        at["ranges"][:, first, groups] = zero.reshape(len(zero), -1, PACKED)
+        at["ranges"][:, first + 1, groups] = step.reshape(len(step), -1, PACKED)
     at["refined"][:, groups] = 0
     for head in range(leaving["score"].shape[0]):
         scores = torch.cat((at["pool_score"][head, : row.pooled], leaving["score"][head]))

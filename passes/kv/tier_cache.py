@@ -13,7 +13,8 @@ from graphwright.ir import dialect
 from graphwright.ir.analyses.axes_registry import arguments
 from graphwright.ir.analyses.index_text import parse
 from graphwright.ir.errors import OptionError, PlanError
-from graphwright.ir.ops.kv_tiered import PACKED, STATES, Tiers
+from graphwright.ir.ops.kv_tiered import STATES, Tiers
+from graphwright.ir.ops.tier_codes import PACKED
 from graphwright.ir.program import Program
 from graphwright.passes.base import Context, Decision, Fidelity, Pass, Plan, Refusal, Stage
 from graphwright.passes.local import Places

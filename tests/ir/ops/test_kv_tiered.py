@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from graphwright.ir import dialect
-from graphwright.ir.ops.kv_tiered import STATES, Tiers, decode, encode, pack, unpack
+from graphwright.ir.ops.kv_tiered import STATES, Tiers
+from graphwright.ir.ops.tier_codes import decode, encode, pack, unpack
 
 CAPACITY, HEADS, GROUP, SIZE = 160, 2, 2, 32
 SMALL = Tiers(3, 5, 16, 8, 2)
