@@ -160,29 +160,38 @@ def {name}(
     for row in range(first_row, tl.minimum(first_row + ROWS, kept)):
         sizes = tl.zeros([BLOCK_N], tl.float32)
         counts = tl.zeros([BLOCK_N], tl.int32)
+        tokens_here = tl.zeros([BLOCK_N], tl.int32)
         for first in range(0, tokens, BLOCK_N):
             inside = first + o_n < tokens
             here = inside & (tl.load(p_destination + first + o_n, mask=inside, other=-1) == row)
             sizes += tl.load(p_size + first + o_n, mask=here, other=0.0)
             counts += here.to(tl.int32)
+            tokens_here += tl.where(here, first + o_n, 0)
         total = tl.sum(sizes)
-        # Padding that nothing else is merged with weighs alike.
-        empty = (total == 0.0).to(tl.float32)
-        weights = total + empty * tl.sum(counts).to(tl.float32)
-        for column in tl.static_range(0, columns, BLOCK):
-            o_c = column + tl.arange(0, BLOCK)
-            mean = tl.zeros([BLOCK], tl.float32)
-            for first in range(0, tokens, BLOCK_N):
-                inside = first + o_n < tokens
-                here = inside & (tl.load(p_destination + first + o_n, mask=inside, other=-1) == row)
-                for found in range(tl.sum(here.to(tl.int32))):
-                    token = tl.min(tl.where(here, first + o_n, tokens))
-                    here = here & (first + o_n != token)
-                    weight = (tl.load(p_size + token) + empty) / weights
-                    x = tl.load(p_x + token.to(tl.int64) * columns + o_c, mask=o_c < columns, other=0.0)
-                    mean += x.to(tl.float32) * weight
-            place = p_out + (i_b * kept + row) * columns + o_c
-            tl.store(place, mean.to(p_out.dtype.element_ty), mask=o_c < columns)
+        count = tl.sum(counts)
+        p_row = p_out + (i_b * kept + row) * columns
+        if count == 1:
+            p_token = p_x + tl.sum(tokens_here).to(tl.int64) * columns
+            for column in tl.static_range(0, columns, BLOCK):
+                o_c = column + tl.arange(0, BLOCK)
+                tl.store(p_row + o_c, tl.load(p_token + o_c, mask=o_c < columns), mask=o_c < columns)
+        else:
+            # Padding that nothing else is merged with weighs alike.
+            empty = (total == 0.0).to(tl.float32)
+            weights = total + empty * count.to(tl.float32)
+            for column in tl.static_range(0, columns, BLOCK):
+                o_c = column + tl.arange(0, BLOCK)
+                mean = tl.zeros([BLOCK], tl.float32)
+                for first in range(0, tokens, BLOCK_N):
+                    inside = first + o_n < tokens
+                    here = inside & (tl.load(p_destination + first + o_n, mask=inside, other=-1) == row)
+                    for found in range(tl.sum(here.to(tl.int32))):
+                        token = tl.min(tl.where(here, first + o_n, tokens))
+                        here = here & (first + o_n != token)
+                        weight = (tl.load(p_size + token) + empty) / weights
+                        x = tl.load(p_x + token.to(tl.int64) * columns + o_c, mask=o_c < columns, other=0.0)
+                        mean += x.to(tl.float32) * weight
+                tl.store(p_row + o_c, mean.to(p_out.dtype.element_ty), mask=o_c < columns)
         if with_sizes:
             tl.store(p_sizes + i_b * kept + row, total)
 '''
@@ -225,12 +234,16 @@ def _match(program: Program, node: fx.Node, place: Place, sources: KernelSources
     constants = {
         "protect": given["protect"],
         "features": features,
-        "BLOCK_M": BLOCK_TOKENS // 2,
-        "BLOCK_N": BLOCK_OTHERS // 2,
+        "BLOCK_M": BLOCK_TOKENS,
+        "BLOCK_N": BLOCK_OTHERS,
         "BLOCK_D": _feature_block(features),
     }
+    if device == "cuda":
+        # What is loaded ahead would not fit into the shared memory of smaller GPUs.
+        constants["num_stages"] = 1
     kernel = sources.add("merge_match", MATCH, provenance_of([node]))
-    return (_step(node, kernel, (tokens, batch), values, constants, place, outs),)
+    # Every other token may go.
+    return (_step(node, kernel, (tokens, batch), values, constants, place, outs, 2 * BLOCK_TOKENS),)
 
 
 def _rank(program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str) -> Sequence[KernelStep]:
@@ -320,12 +333,13 @@ def _step(
     constants: Mapping[str, int],
     place: Place,
     outs: Sequence[fx.Node] = (),
+    block: int = BLOCK_TOKENS,
 ) -> KernelStep:
-    """Return a launch with one program for each BLOCK_TOKENS of the first of `over`, and for each of the second."""
+    """Return a launch with one program for each `block` of the first of `over`, and for each of the second."""
     written = tuple(place(out).buffer for out in outs or (node,))
     reads = tuple(dict.fromkeys(a.buffer for a in values if isinstance(a, View) and a.buffer not in written))
     count = size_text(over[0])
-    blocks = -(-count // BLOCK_TOKENS) if isinstance(count, int) else f"({count} + {BLOCK_TOKENS - 1}) // {BLOCK_TOKENS}"
+    blocks = -(-count // block) if isinstance(count, int) else f"({count} + {block - 1}) // {block}"
     return KernelStep(node.name, kernel, (blocks, size_text(over[1])), values, constants, reads, written, provenance_of([node]))
 
 
