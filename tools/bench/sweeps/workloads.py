@@ -99,4 +99,5 @@ def sentence_quality(
 
 def _pooled(call: Mapping[str, Any], states: torch.Tensor) -> torch.Tensor:
     mask = call["attention_mask"][..., None].to(states.dtype)
-    return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+    mean: torch.Tensor = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+    return mean
