@@ -25,7 +25,7 @@ from graphwright.passes.base import Context, Decision, Fidelity, Refusal
 from graphwright.passes.local import LocalPass, Places
 
 from .layers import not_chosen
-from .searching import HeadAttention, Pattern, measure, observed, search
+from .searching import HeadAttention, observed, search
 from .tile_cost import break_even, dense_tiles
 
 DEFAULT_VERTICAL, DEFAULT_SLASH = 1000, 6096
@@ -122,7 +122,7 @@ class VerticalSlash(LocalPass):
         ]
         fitting = [node for node, reason in zip(attentions, reasons, strict=True) if not reason]
         known: Sequence[Sequence[Sequence[HeadAttention]] | None] = [None] * len(fitting)
-        if fitting and (self.density is not None or context.calibration):
+        if fitting and self.density is not None:
             known = observed(program, fitting, context.calibration, self.name)
         seen = dict(zip(fitting, known, strict=True))
         for node, reason in zip(attentions, reasons, strict=True):
@@ -138,37 +138,30 @@ class VerticalSlash(LocalPass):
             if "recall" in detail:
                 mean = sum(detail["recall"]) / len(detail["recall"])
                 why += f"; keeps {mean:.3f} of the attention of the samples in {detail['density']:.3f} of the tiles"
-                why += f", {self.density} being asked for" if self.density is not None else ""
+                why += f", {self.density} being asked for"
             yield Decision(node.name, "see columns and diagonals", why, detail)
 
     def _detail(self, heads: int, attention: Sequence[Sequence[HeadAttention]] | None) -> dict[str, Any]:
         """Return the patterns of an attention's heads, and what is known of them."""
-        if self.density is not None and attention is not None:
-            found = [search(head, self.density) for head in attention]
-            patterns = [pattern for pattern, _, _ in found]
-            measured = [result for _, result, _ in found]
-        else:
+        if attention is None or self.density is None:
             vertical, slash = self.vertical or DEFAULT_VERTICAL, self.slash or DEFAULT_SLASH
-            patterns = [Pattern(False, vertical, slash)] * heads
-            measured = [] if attention is None else [measure(head, patterns[0]) for head in attention]
-        detail: dict[str, Any] = {
-            "vertical": [pattern.vertical for pattern in patterns],
-            "slash": [pattern.slash for pattern in patterns],
-            "fixed": [pattern.fixed for pattern in patterns],
+            least = self.minimum_tokens or break_even(expected_blocks(slash), vertical)
+            lists = {"vertical": [vertical] * heads, "slash": [slash] * heads, "fixed": [False] * heads}
+            return {**lists, "minimum_tokens": least}
+        found = [search(head, self.density) for head in attention]
+        lengths = [sequence.sums.shape[1] for sequence in attention[0]]
+        slash = max(pattern.slash for pattern, _, _ in found)
+        # The lists of samples that are not much longer than they are cut short, and tell little of longer calls.
+        counted = sum(result.blocks for _, result, _ in found) / heads
+        blocks = counted if slash <= max(lengths) / 2 else expected_blocks(slash)
+        columns = sum(pattern.vertical for pattern, _, _ in found) / heads
+        return {
+            **{name: [getattr(pattern, name) for pattern, _, _ in found] for name in ("vertical", "slash", "fixed")},
+            "density": sum(result.tiles for _, result, _ in found) / heads / sum(map(dense_tiles, lengths)),
+            "recall": [result.recall for _, result, _ in found],
+            "recall_of_a_shape": [shape.recall for _, _, shape in found],
+            "minimum_tokens": self.minimum_tokens or break_even(blocks, columns),
         }
-        blocks = sum(expected_blocks(pattern.slash) for pattern in patterns) / heads
-        if attention is not None:
-            lengths = [sequence.sums.shape[1] for sequence in attention[0]]
-            detail["density"] = sum(result.tiles for result in measured) / heads / sum(map(dense_tiles, lengths))
-            detail["recall"] = [result.recall for result in measured]
-            if max(detail["slash"]) <= max(lengths) / 2:
-                # Otherwise the lists of the samples are cut short, and tell little of longer calls.
-                blocks = sum(result.blocks for result in measured) / heads
-        if self.density is not None and attention is not None:
-            detail["recall_of_a_shape"] = [shape.recall for _, _, shape in found]
-        columns = sum(detail["vertical"]) / heads
-        detail["minimum_tokens"] = break_even(blocks, columns) if self.minimum_tokens is None else self.minimum_tokens
-        return detail
 
     def build(self, program: Program, node: fx.Node, detail: dict[str, Any], places: Places) -> fx.Node:
         """Insert the lists, and the attention over them."""

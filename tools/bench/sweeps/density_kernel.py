@@ -127,10 +127,10 @@ def _length(program: Program, settings: Sequence[Setting], repeat: int, threads:
         if setting.name in problems or not dense:
             yield Outcome(setting, problem=problems.get(setting.name, "the dense kernel has no result"))
             continue
-        error = float((results[setting.name] - results[dense]).norm() / results[dense].norm())
+        lost = float((results[setting.name] - results[dense]).norm() / results[dense].norm())
         ratio = statistics.median(a / b for a, b in zip(samples[setting.name], samples[dense], strict=True))
         times = {"time_us": statistics.median(samples[setting.name]) * 1e6, "time_ratio": ratio}
-        yield Outcome(setting, {"error": error}, times)
+        yield Outcome(setting, {"error": lost}, times)
 
 
 KERNELS = KernelSweep()
