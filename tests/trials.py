@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch.utils import _pytree
 
+from graphwright.ir.errors import PassError
 from graphwright.ir.program import Program
-from graphwright.passes.base import Context, Decision, Pass, Plan, Refusal, Stage
-from graphwright.passes.registry import parse_pass
+from graphwright.passes.base import Context, Decision, Fidelity, Pass, Plan, Refusal, Stage
+from graphwright.passes.registry import parse_pass, pass_class, pass_names
 from graphwright.pipeline import DEFAULT_PASSES, run_passes
 from graphwright.runtime.kv_cache import KVCache
 
@@ -109,3 +110,67 @@ def distance(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) ->
     pairs = [(a, b) for a, b in zip(found, expected, strict=True) if b.is_floating_point()]
     ratios = [(a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30) for a, b in pairs]
     return float(torch.stack(ratios).max())
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Return all ordered pairs of passes that approximate; those for programs with caches run after all others."""
+    lossy = [name for name in pass_names() if pass_class(name).fidelity is Fidelity.LOSSY]
+    return [
+        (first, second)
+        for first in lossy
+        for second in lossy
+        if not (pass_class(first).stage is Stage.DECODE and pass_class(second).stage is Stage.PROGRAM)
+    ]
+
+
+class Pairs:
+    """Runs pairs of passes on a family's program.
+
+    Args:
+        family: the family.
+        program: its program, after what is done to every model.
+    """
+
+    def __init__(self, family: Any, program: Program) -> None:
+        self.family, self.context = family, calibration(family)
+        self._made: dict[str, Program] = {"": program}
+        self._cached: dict[str, Program | None] = {}
+        self._applied_to: set[str] = set()
+
+    def does(self, first: str) -> bool:
+        """Return whether the first pass of a pair found something to do; it was asked for by `after`."""
+        return first in self._applied_to
+
+    def after(self, first: str, second: str) -> Program | None:
+        """Return what the second pass is given after the first; None if it is for caches, and there can be none."""
+        if not needs_caches(tried(second)):
+            return self._plain(first)
+        if needs_caches(tried(first)):
+            program = self._with_caches("")
+            return None if program is None else self._applied(first, program)
+        return self._with_caches(first)
+
+    def plan(self, second: str, program: Program) -> Plan | str:
+        """Return the second pass's plan, or why it cannot plan at all."""
+        try:
+            # Calls of a program with caches are not those of the model.
+            return tried(second).plan(program, Context() if program.states else self.context)
+        except PassError as error:
+            return str(error)
+
+    def _plain(self, name: str) -> Program:
+        if name not in self._made:
+            self._made[name] = self._applied(name, self._made[""])
+        return self._made[name]
+
+    def _with_caches(self, name: str) -> Program | None:
+        if name not in self._cached:
+            self._cached[name] = with_caches(self._plain(name))
+        return self._cached[name]
+
+    def _applied(self, name: str, program: Program) -> Program:
+        step = tried(name)
+        plan = step.plan(program, Context() if program.states else self.context)
+        if plan.decisions:
+            self._applied_to.add(name)
+        return step.apply(program, plan)
