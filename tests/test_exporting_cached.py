@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,25 @@ def test_what_cannot_generate_is_refused(captured: Any, plain: Any, tmp_path: Pa
     with pytest.raises(ExportError, match="keeps codes_0, which has no form in ONNX"):
         graphwright.export_onnx(plain, tmp_path / "m.onnx", passes=[Caches()], generate=True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_real_language_model(tmp_path: Path) -> None:
+    """Trained weights: a loop generates what transformers does, and 8 bits leave nearly all predictions as they are."""
+    from graphwright.tools.reference import held_out_ids, load_language_model
+
+    model, ids = load_language_model().eval(), held_out_ids(1200).reshape(1, -1)
+    sample = {"input_ids": ids[:, :33]}
+    graphwright.export_onnx(model, tmp_path / "exact.onnx", **sample, generate=True)
+    prompts = torch.cat([ids[:, start : start + 24] for start in (100, 400, 700)])
+    mask = torch.ones_like(prompts)
+    mask[0, :9] = 0
+    assert torch.equal(greedy(tmp_path / "exact.onnx", prompts, mask, NEW), alone(model, prompts, mask))
+    calls = [{"input_ids": ids[:, 200:712]}]
+    options = {"generate": True, "passes": ["quantize-cache:bits=8"], "calibration": calls}
+    report = graphwright.export_onnx(model, tmp_path / "codes.onnx", **sample, **options)
+    (note,) = [note for note in report.notes if "are kept in 8, 8" in note]
+    found = re.search(r"change by (\S+) nats per token, (\S+)% of", note)
+    assert found is not None
+    assert float(found[1]) < 1e-3
+    assert float(found[2]) > 98
