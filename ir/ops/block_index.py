@@ -124,10 +124,15 @@ def attention_sums(q: torch.Tensor, k: torch.Tensor, last: int, scale: float, so
     return torch.stack((weights.sum(0), skewed.sum(0)))
 
 
-def largest(sums: torch.Tensor, count: int) -> list[int]:
-    """Return the places of the largest sums, ascending; the first 30 are larger than any, and of equal ones the first are."""
+def ranked(sums: torch.Tensor) -> torch.Tensor:
+    """Return the places of sums, the largest first; the first 30 are larger than any, and of equal ones the first is first."""
     forced = pad(sums[FORCED:], (min(FORCED, len(sums)), 0), value=torch.inf)
-    return sorted(forced.argsort(descending=True, stable=True)[:count].tolist())
+    return forced.argsort(descending=True, stable=True)
+
+
+def largest(sums: torch.Tensor, count: int) -> list[int]:
+    """Return the places of the largest sums, as they are ranked, ascending."""
+    return sorted(ranked(sums)[:count].tolist())
 
 
 def covering_blocks(distances: list[int]) -> list[int]:

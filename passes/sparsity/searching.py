@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import fx
 
 from graphwright.ir.analyses.axes_registry import arguments
 from graphwright.ir.errors import InputError, PassError
-from graphwright.ir.ops.block_index import FORCED, TILE, attention_sums, covering_blocks, largest, tiles
+from graphwright.ir.ops.block_index import FORCED, TILE, attention_sums, covering_blocks, ranked, tiles
 from graphwright.ir.program import Program
 
 from .tile_cost import dense_tiles
@@ -26,8 +27,8 @@ CANDIDATES: tuple[tuple[bool, int, int], ...] = (
 )
 """Whether the first and nearest are taken, columns, diagonals: only their ratio counts, since they are scaled to the cost."""
 
-STEPS = 12
-"""Halvings of the scale of a candidate."""
+STEPS = 8
+"""Halvings of the logarithm of a candidate's scale."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,17 @@ class HeadAttention:
     """The attention of one head in one sequence of a sample call.
 
     Args:
-        sums: [2, T], of the last queries; see `attention_sums`.
+        ranks: [2, T], keys and distances, that with the largest attention of the last queries first.
         rows: [N, T], the weights that 64 queries together give to each key.
     """
 
-    sums: torch.Tensor
+    ranks: torch.Tensor
     rows: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence, T."""
+        return self.rows.shape[1]
 
 
 def observed(program: Program, nodes: Sequence[fx.Node], samples: Sequence[Any], who: str) -> list[list[list[HeadAttention]]]:
@@ -108,53 +114,45 @@ def head_attention(q: torch.Tensor, k: torch.Tensor, scale: float, softcap: floa
     weights = torch.softmax(scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).triu_(1), -torch.inf), -1)
     padded = torch.nn.functional.pad(weights, (0, 0, 0, -tokens % TILE))
     rows = padded.reshape(-1, TILE, tokens).sum(1)
-    return HeadAttention(attention_sums(q, k, tokens - 1, scale, softcap), rows)
+    sums = attention_sums(q, k, tokens - 1, scale, softcap)
+    return HeadAttention(torch.stack([ranked(part) for part in sums]), rows)
 
 
 def measure(attention: Sequence[HeadAttention], pattern: Pattern) -> Measured:
     """Return what a pattern costs and keeps of a head's attention in all sequences."""
     cost, blocks, kept, total = 0, 0, 0.0, 0.0
     for sequence in attention:
-        listed, single = listed_tiles(sequence.sums, pattern)
-        starts = listed.sum(1)
-        blocks += int(starts[-1])
-        cost += int(starts.sum() + (single.sum(1) + TILE - 1).div(TILE, rounding_mode="floor").sum())
-        seen = _keys_of(listed, single.shape[1]) | single
-        kept += float((sequence.rows * seen).sum())
+        counts, seen, single = listed_tiles(sequence, pattern)
+        blocks += int(counts[-1])
+        cost += int(counts.sum() + (single.sum(1) + TILE - 1).div(TILE, rounding_mode="floor").sum())
+        kept += float((sequence.rows * (seen | single)).sum())
         total += float(sequence.rows.sum())
     return Measured(cost, blocks / len(attention), kept / total if total else 1.0)
 
 
-def listed_tiles(sums: torch.Tensor, pattern: Pattern) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return where the blocks of each 64 queries start, and their single keys.
+def listed_tiles(attention: HeadAttention, pattern: Pattern) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return how many blocks each 64 queries have, [N], the keys in them, bool [N, T], and the single keys, likewise.
+
+    They are those of `graphwright::block_index`.
 
     Args:
-        sums: [2, T]; see `attention_sums`.
+        attention: of one head in one sequence.
         pattern: of the head.
-
-    Returns:
-        bool [N, 64 + 64 N]: element 64 + j where a block starts at key j; and bool [N, T].
     """
-    tokens = sums.shape[1]
+    tokens = attention.tokens
     count = tiles(tokens)
-    if pattern.fixed:
-        sums = torch.arange(tokens, 0, -1).float().expand(2, -1)
+    ranks = torch.arange(tokens).expand(2, -1) if pattern.fixed else attention.ranks
     columns = torch.zeros(tokens, dtype=torch.bool)
-    columns[largest(sums[0], pattern.vertical)] = True
-    starts = covering_blocks(largest(sums[1], pattern.slash))
-    listed = torch.zeros(count, TILE + TILE * count, dtype=torch.bool)
-    for start in starts:
-        at = torch.arange(count) * TILE + start
-        rows = at > -TILE
-        listed[rows.nonzero()[:, 0], TILE + at[rows]] = True
+    columns[ranks[0, : pattern.vertical]] = True
+    starts = torch.tensor(covering_blocks(ranks[1, : pattern.slash].tolist()), dtype=torch.int64)
+    # Element TILE * count + j is the key that is j after the first query; the last rows look from there.
+    covered = torch.zeros(TILE * count + max(tokens, TILE), dtype=torch.bool)
+    keys = (starts[:, None] + torch.arange(TILE) + TILE * count).flatten()
+    covered[keys[keys >= 0]] = True
+    seen = covered[TILE:].unfold(0, tokens, TILE)[:count].flip(0)
     before = torch.arange(tokens) < (torch.arange(count)[:, None] + 1) * TILE
-    return listed, columns & before & ~_keys_of(listed, tokens)
-
-
-def _keys_of(listed: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Return which keys are in a block: one of the 64 places up to the key's own is a start."""
-    counts = listed.cumsum(1)
-    return (counts[:, TILE : TILE + tokens] - counts[:, :tokens]) > 0
+    counts = (torch.arange(count)[:, None] * TILE + starts > -TILE).sum(1)
+    return counts, seen, columns & before & ~seen
 
 
 def search(attention: Sequence[HeadAttention], density: float) -> tuple[Pattern, Measured, Measured]:
@@ -164,8 +162,8 @@ def search(attention: Sequence[HeadAttention], density: float) -> tuple[Pattern,
         attention: of the head.
         density: ratio of the tiles that a pattern may take to those of dense attention, above 0.
     """
-    budget = density * sum(dense_tiles(sequence.sums.shape[1]) for sequence in attention)
-    longest = max(sequence.sums.shape[1] for sequence in attention)
+    budget = density * sum(dense_tiles(sequence.tokens) for sequence in attention)
+    longest = max(sequence.tokens for sequence in attention)
     tried = [_scaled(attention, candidate, budget, longest) for candidate in CANDIDATES]
     best = max(tried, key=lambda found: (found[1].recall, -found[1].tiles))
     return (*best, tried[0][1])
@@ -186,9 +184,9 @@ def _scaled(
 
     best = at(0.0)
     found = measure(attention, best)
-    low, high = 0.0, longest / min(vertical, slash)
+    low, high = FORCED / max(vertical, slash), longest / min(vertical, slash)
     for _ in range(STEPS):
-        middle = (low + high) / 2
+        middle = math.sqrt(low * high)
         pattern = at(middle)
         measured = found if pattern == best else measure(attention, pattern)
         if measured.tiles <= budget:

@@ -149,7 +149,7 @@ class VerticalSlash(LocalPass):
             lists = {"vertical": [vertical] * heads, "slash": [slash] * heads, "fixed": [False] * heads}
             return {**lists, "minimum_tokens": least}
         found = [search(head, self.density) for head in attention]
-        lengths = [sequence.sums.shape[1] for sequence in attention[0]]
+        lengths = [sequence.tokens for sequence in attention[0]]
         slash = max(pattern.slash for pattern, _, _ in found)
         # The lists of samples that are not much longer than they are cut short, and tell little of longer calls.
         counted = sum(result.blocks for _, result, _ in found) / heads
