@@ -51,6 +51,16 @@ def test_padding_counts_for_nothing() -> None:
     assert (found.kl, found.top1_agreement, found.nll_change, found.tokens) == (0, 1, 0, 2)
 
 
+def test_padding_is_no_next_token() -> None:
+    """What the last token of a text says of the padding after it does not count."""
+    one, other = torch.zeros(1, 3, 3), torch.zeros(1, 3, 3)
+    other[0, 1, 0] = 9.0
+    inputs = [torch.tensor([[1, 2, 0]]), torch.tensor([[1, 1, 0]])]
+    found = compared([one], [other], logits=Logits(0, 0, 1), inputs=inputs)
+    assert found.nll_change == 0
+    assert found.kl > 1
+
+
 def test_vectors_are_compared_by_their_angle() -> None:
     """Without logits it is the cosine; integers and plain values are counted."""
     expected = [torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([1, 2]), "a"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -54,6 +55,18 @@ def test_what_two_kernels_need_is_stored(builder) -> None:
     assert number(lines["add"].value_bytes) == 3 * 96
     assert lines["linear"].kind == "product"
     assert number(lines["linear"].weight_bytes) == 256
+
+
+def test_what_two_chains_need_is_stored(builder) -> None:
+    """A stream that is read by a chain before a product, and added to what comes of it, is computed and stored once."""
+    b = builder()
+    x, w = b.input("x", "batch", 8), b.weight("w", torch.ones(8, 8))
+    stream = b.call(aten.exp.default, x)
+    branch = b.call(aten.linear.default, b.call(aten.relu.default, stream), w)
+    lines = {line.operation: line for line in program_cost(b.program(b.call(aten.add.Tensor, stream, branch))).lines}
+    assert set(lines) == {"exp", "relu", "linear", "add"}
+    assert number(lines["exp"].flops) == 24 * 8
+    assert number(lines["relu"].flops) == number(lines["add"].flops) == 24
 
 
 def test_views_move_nothing(builder) -> None:
@@ -158,6 +171,9 @@ def test_prediction(builder) -> None:
     assert found.time_us == pytest.approx(product.time_us + rest.time_us)
     assert (product.bound, rest.bound) == ("compute", "compute")
     assert [line.kind for line in found.lines] == ["rest", "product"]
+    far = dataclasses.replace(target, cache_bytes=100)
+    product = next(line for line in predict(cost, SIZES, far).lines if line.kind == "product")
+    assert product.time_us == pytest.approx(256 + 192 + 2)
     slow = predict(cost, SIZES, Target("cpu", 1e9, 1e6))
     assert {line.bound for line in slow.lines} == {"memory"}
     assert {line.bound for line in predict(cost, SIZES, Target("cpu", 1e12, 1e12, call_us=1.0)).lines} == {"call"}
