@@ -8,7 +8,6 @@ part of the text is for calibration, the rest for what is shown: how much the lo
 from __future__ import annotations
 
 import itertools
-import random
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,6 @@ WAYS: tuple[tuple[Score, bool], ...] = (
     ("leave-one-out", True),
 )
 UNITS = ("block", "attention", "feed-forward")
-ROWS, TOKENS, SENTENCE = 4, 256, 64
 PAIRS = 21
 
 
@@ -81,17 +79,18 @@ def layers(model: str, units: tuple[Kind, ...], drop: int, calibration: int, hel
 
 
 def _language(count: int) -> tuple[Any, list[dict[str, Any]]]:
-    rows = reference.held_out_ids(count * ROWS * TOKENS).reshape(count, ROWS, TOKENS)
-    return reference.load_language_model(), [{"input_ids": ids, "use_cache": False} for ids in rows]
+    from graphwright.tools.bench.sweeps.workloads import language_calls
+
+    model = reference.load_language_model()
+    # Nobody reads the cache of a plain forward.
+    model.config.use_cache = False
+    return model, language_calls(count)
 
 
 def _minilm(count: int) -> tuple[Any, list[dict[str, Any]]]:
-    tokenizer = reference.load_minilm_tokenizer()
-    texts = list({d.text.partition("\n\n")[0]: None for d in itertools.islice(reference.each_docstring(), 200 * count)})
-    random.Random(0).shuffle(texts)
-    groups = [texts[k * 32 : k * 32 + 32] for k in range(count)]
-    options = {"return_tensors": "pt", "padding": True, "truncation": True, "max_length": SENTENCE}
-    return reference.load_minilm(), [dict(tokenizer(group, **options)) for group in groups]
+    from graphwright.tools.bench.sweeps.workloads import sentence_calls
+
+    return reference.load_minilm(), sentence_calls(count)
 
 
 def _times(programs: list[Program], call: dict[str, Any]) -> list[list[str]]:
