@@ -296,3 +296,20 @@ def test_budgets_that_cannot_be_decided(derived, budget, calibration, error, mes
     """Too small a budget, no calibration, or none that says anything: the error says what to do."""
     with pytest.raises(error, match=f"quantize-cache: .*{message}"):
         QuantizeCache(budget_bytes_per_token=budget, **SMALL).plan(derived(), Context(tuple(calibration)))
+
+
+def test_layers_of_other_formats_keep_them(derived) -> None:
+    """Windows in rings go before, and layers without one are quantised beside them; the scores are near the exact ones."""
+    program = derived("gemma3")
+    ringed = run_passes(program, ["ring-cache"])
+    result = quantised(ringed, bits=8, **SMALL)
+    kinds = targets(result)
+    assert {"kv_ring_attention", "kv_quantized_attention"} == set(kinds)
+    plan = QuantizeCache(bits=8, **SMALL).plan(ringed, Context())
+    assert [decision.detail["layer"] for decision in plan.decisions] == [
+        layer for layer, kind in enumerate(kinds) if kind == "kv_quantized_attention"
+    ]
+    assert len(plan.refusals) == kinds.count("kv_ring_attention")
+    ids = tokens(80)
+    wanted, found = (decoded(p, ids, [40, 20, 20]) for p in (program, result))
+    assert float((found - wanted).norm() / wanted.norm()) < 5e-3
