@@ -21,10 +21,10 @@ class MergeTokens(Pass):
     """Merge the tokens of an encoder that are most alike, a few in every block, and compute all that follows for those left.
 
     Between the attention and the feed-forward of a block every other token is a source. Its likeness to its best partner among
-    the others is the cosine of their keys, of which the mean over the heads is taken. The sources that are most like their
-    partners are merged into them: into the mean, weighted by how many tokens each stands for. A key that stands for n tokens
-    counts n times in every attention after that. Padding is merged first, which changes nothing, and content only where padding
-    does not suffice. Tokens keep their order.
+    the others is the cosine of their keys, the mean over the heads, or of the tokens themselves. The sources that are most like
+    their partners are merged into them: into the mean, weighted by how many tokens each stands for. A key that stands for n
+    tokens counts n times in every attention after that. Padding is merged first, which changes nothing, and content only where
+    padding does not suffice. Tokens keep their order.
 
     Before: `%a = add(%x, %attention); %y = add(%a, %feed_forward_of_a)`
 
@@ -42,13 +42,13 @@ class MergeTokens(Pass):
         another sequence, or is not recognised.
     Declines when: between the merges anything else depends on where tokens are, such as a rotary embedding or a convolution.
     Declines when: the program is packed, has caches, or has merged tokens already.
-    Declines when: the number of tokens is fixed and too small for what is asked.
+    Declines when: the number of tokens is fixed, or has a limit, and is too small for what is asked.
     Declines when: a block has no feed-forward behind one attention; it is left alone.
 
     Fidelity: LOSSY. Nothing is merged for r=0 and ratio=1. Tokens that are the same are merged without loss.
 
     Source: Bolya et al., Token Merging: Your ViT But Faster, 2022, arXiv 2210.09461. Differs from the paper in: padding is
-        merged first; the protected tokens take none in; the order is kept; a token that is alone keeps its bits.
+        merged first; protected tokens take none in; the order is kept; tokens can be compared by themselves.
 
     Cost: operations on tokens shrink with the number of tokens, attention with its square. Finding partners takes a product of
         half of the tokens' keys, of one head, with the other half.
@@ -135,6 +135,9 @@ class MergeTokens(Pass):
             if None in wanted:
                 raise NotMergeable("", f"{self.ratio} of the tokens in {len(found)} blocks is more than half in one of them")
             least = max(least, *(number for number in wanted if number is not None))
+            most = next((d.high for d in program.dimensions.values() if d.symbol == _tokens(program, found[0])), None)
+            if most is not None and most <= least:
+                raise NotMergeable("", f"there are {most} tokens at most, and nothing is merged below {least}: merge fewer")
         result, before = [], Kept()
         for site, count in zip(found, counts, strict=True):
             if count != before:

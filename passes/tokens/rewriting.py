@@ -15,6 +15,7 @@ from graphwright.ir.analyses.axes import Label, labels
 from graphwright.ir.analyses.axes_registry import arguments
 from graphwright.ir.analyses.axes_state import has
 from graphwright.ir.analyses.reach import Reach
+from graphwright.ir.errors import VerifyError
 from graphwright.ir.program import Program
 from graphwright.passes.packing.region import RESHAPING, why_not_local
 
@@ -121,7 +122,10 @@ class Rewrite:
             reason = self._why_not(node)
             if reason is None:
                 level = max(self._level(operand, node) for operand in node.all_input_nodes)
-                self._merged[node] = (self._copy(node, level), level)
+                try:
+                    self._merged[node] = (self._copy(node, level), level)
+                except VerifyError as error:
+                    raise NotMergeable(node.name, f"it cannot be computed for fewer tokens: {error}") from error
                 return
             place = position_of(self._axes, node)
             source: Any = node.args[0]
@@ -140,8 +144,11 @@ class Rewrite:
         """Return why a node cannot be computed for fewer tokens; None if it can."""
         if node.op == "output":
             return "it is a result"
-        if not isinstance(node.meta.get("val"), torch.Tensor | list | tuple):
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor | list | tuple):
             return "it is a number"
+        if isinstance(value, torch.Tensor) and node not in self._axes.factors:
+            return "its dimensions are not known"
         # What hides keys gives way to the sizes.
         read: Any = node.args[:3] if node.target is dialect.attention else node.all_input_nodes
         levels = {n: self._level(n, node) for n in read if self._level(n, node) or self._has_tokens(n)}
