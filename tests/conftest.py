@@ -106,10 +106,10 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test with a parameter `family` once for the name of each; those that take long to capture are marked slow.
 
-    One with a parameter `pair` runs once for each pair of passes that approximate.
+    One with a parameter `lossy_pair` runs once for each pair of passes that approximate.
     """
-    if "pair" in metafunc.fixturenames:
-        metafunc.parametrize("pair", pairs := load("trials").pairs(), ids=["-".join(pair) for pair in pairs])
+    if "lossy_pair" in metafunc.fixturenames:
+        metafunc.parametrize("lossy_pair", pairs := load("trials").pairs(), ids=["-".join(pair) for pair in pairs])
     if "family" in metafunc.fixturenames:
         families = load_families().FAMILIES
         names = [pytest.param(name, marks=[pytest.mark.slow] if family.slow else []) for name, family in families.items()]

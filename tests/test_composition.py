@@ -36,13 +36,13 @@ def cells(root: Path) -> dict[tuple[str, str], str]:
 @pytest.mark.parametrize("model", MODELS)
 def test_pairs_compose_or_refuse(
     model: str,
-    pair: tuple[str, str],
+    lossy_pair: tuple[str, str],
     tried_pairs: Callable[[str], Any],
     cells: dict[tuple[str, str], str],
     trials: ModuleType,
 ) -> None:
     """The second pass finds places in what the first has made, or says why not; the page says which of the two."""
-    (first, second), found = pair, tried_pairs(model)
+    (first, second), found = lossy_pair, tried_pairs(model)
     program = found.after(first, second)
     plan = None if program is None else found.plan(second, program)
     composes = found.does(first) and isinstance(plan, trials.Plan) and bool(plan.decisions)
