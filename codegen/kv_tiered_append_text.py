@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from graphwright.ir.ops.kv_tiered import STATES
@@ -120,15 +121,17 @@ def _append(spec: TieredSpec) -> Iterator[str]:
 def _scores(spec: TieredSpec) -> Iterator[str]:
     """The attention that tokens got is added to their scores."""
     ring = spec.tiers.ring
+    yield f"kept = tl.exp2(count.to(tl.float32) * {math.log2(spec.decay)!r})"
     if spec.tiers.promoted:
         yield "for first in range(0, pooled, BLOCK_N):"
         yield "    o_n = first + tl.arange(0, BLOCK_N)"
-        yield "    score = tl.load(p_pool_score + o_n, mask=o_n < pooled) + tl.load(p_pool_mass + o_n, mask=o_n < pooled)"
-        yield "    tl.store(p_pool_score + o_n, score, mask=o_n < pooled)"
+        yield "    inside = o_n < pooled"
+        yield "    score = tl.load(p_pool_score + o_n, mask=inside) * kept + tl.load(p_pool_mass + o_n, mask=inside)"
+        yield "    tl.store(p_pool_score + o_n, score, mask=inside)"
     yield "for first in range(stored, filled, BLOCK_N):"
     yield "    o_n = first + tl.arange(0, BLOCK_N)"
     yield f"    slot, inside = o_n % {ring}, o_n < filled"
-    yield "    score = tl.load(p_recent_score + slot, mask=inside) + tl.load(p_recent_mass + slot, mask=inside)"
+    yield "    score = tl.load(p_recent_score + slot, mask=inside) * kept + tl.load(p_recent_mass + slot, mask=inside)"
     yield "    tl.store(p_recent_score + slot, score, mask=inside)"
 
 

@@ -69,6 +69,7 @@ class _Call:
             one=self.tokens == 1,
             counted=self.given.get("count") is not None,
             window=self.given.get("window", 0),
+            decay=self.given.get("decay", 1.0),
             balanced=self.given.get("balanced", True),
         )
         rows = self.tokens * self.spec.group

@@ -32,6 +32,7 @@ class TieredSpec:
         one: there is one new token.
         counted: calls say how many of a sequence's new tokens there are.
         window: queries whose attention counts for scores; 0 for all.
+        decay: what scores are multiplied by for each new token.
         balanced: keys are balanced.
     """
 
@@ -42,6 +43,7 @@ class TieredSpec:
     one: bool = False
     counted: bool = False
     window: int = 0
+    decay: float = 1.0
     balanced: bool = True
 
 

@@ -6,11 +6,11 @@ has codes of `low_bits`; an exact number of stored tokens, `promoted` of each gr
 its codes leave over, or its key and value as they are. A token whose refinement goes keeps its codes: it is demoted, not
 evicted, and nothing is encoded twice.
 
-*Who is refined.* Each token in the ring or the pool has a score, the attention that it has received so far, summed over queries
-and over the query heads of its key head. When groups leave the ring, the tokens of the pool and those that leave compete, and
-those of the highest score are in the pool then; of equal scores those in the pool come first, by slot, and then the earlier.
-Tokens that stay keep their slots. The others take the free slots in order, the lowest slot first. A token that is not in the
-pool has no score, and never comes back.
+*Who is refined.* Each token in the ring or the pool has a score, the attention that it has received so far, summed over
+queries and over the query heads of its key head; what earlier calls gave counts less, by `decay` for each new token. When
+groups leave the ring, the tokens of the pool and those that leave compete, and those of the highest score are in the pool
+then; of equal scores those in the pool come first, by slot, and then the earlier. Tokens that stay keep their slots. The
+others take the free slots in order, the lowest slot first. A token that is not in the pool has no score, and never comes back.
 
 How keys and values are encoded, and how codes lie in bytes, is said in `tier_codes`.
 """
@@ -61,7 +61,8 @@ MASS_SCHEMA = (
 )
 APPEND_SCHEMA = (
     f"kv_tiered_append(Tensor q, Tensor k, Tensor v, Tensor past, Tensor recent_mass, Tensor pool_mass, Tensor own_mass, "
-    f"{_STATE_TEXT}, *, Tensor? count=None, {_FORMAT_TEXT}, bool balanced) -> ({', '.join(['Tensor'] * len(STATES))})"
+    f"{_STATE_TEXT}, *, Tensor? count=None, {_FORMAT_TEXT}, float decay, bool balanced) "
+    f"-> ({', '.join(['Tensor'] * len(STATES))})"
 )
 
 
@@ -261,6 +262,7 @@ def kv_tiered_append_reference(
     own_mass: torch.Tensor,
     *states: torch.Tensor,
     count: torch.Tensor | None = None,
+    decay: float,
     balanced: bool,
     **tiers: int,
 ) -> tuple[torch.Tensor, ...]:
@@ -276,6 +278,7 @@ def kv_tiered_append_reference(
         own_mass: [B, Hk, T], float32: the scores of the new tokens.
         states: see `STATES`.
         count: as in `kv_tiered_mass`.
+        decay: what scores are multiplied by for each new token, above 0, 1 for nothing to be forgotten.
         balanced: balance the channels of keys; if not, balance is 1.
         tiers: see `Tiers`.
 
@@ -288,8 +291,8 @@ def kv_tiered_append_reference(
         number = min(k.shape[2] if count is None else int(count[at]), row.room - row.past)
         if number <= 0:
             continue
-        row.at["pool_score"][:, : row.pooled] += pool_mass[at, :, : row.pooled]
-        row.at["recent_score"][:, row.recent] += recent_mass[at][:, row.recent]
+        for name, mass, used in (("pool_score", pool_mass, slice(row.pooled)), ("recent_score", recent_mass, row.recent)):
+            row.at[name][:, used] = row.at[name][:, used] * decay**number + mass[at][:, used]
         if row.past == 0:
             row.at["balance"][:] = _balance(q[at, :, :number], k[at, :, :number]) if balanced else 1.0
         _append(row, k[at, :, :number], v[at, :, :number], own_mass[at, :, :number])
@@ -379,8 +382,11 @@ def _mass_fake(
     return tuple(q.new_empty((batch, heads, n), dtype=torch.float32) for n in slots)
 
 
-def _append_fake(q: Any, k: Any, v: Any, past: Any, *rest: Any, count: Any = None, balanced: bool, **tiers: int) -> Any:
+def _append_fake(
+    q: Any, k: Any, v: Any, past: Any, *rest: Any, count: Any = None, decay: float, balanced: bool, **tiers: int
+) -> Any:
     states = rest[3:]
+    expect(0 < decay <= 1, f"decay must be above 0 and at most 1, got {decay}")
     _check(q, k, past, states, Tiers(**tiers))
     return tuple(torch.empty_like(state, memory_format=torch.contiguous_format) for state in states)
 

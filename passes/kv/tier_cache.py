@@ -31,6 +31,21 @@ CAUSAL = "q - k >= 0"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@dataclass(frozen=True)
+class _Weighing:
+    """How keys and tokens are weighed: options of the pass."""
+
+    balanced: bool
+    decay: float
+    window: int
+
+    def problem(self) -> str:
+        """Return what is out of its range, "" if nothing is."""
+        if not 0 < self.decay <= 1:
+            return f"decay must be above 0 and at most 1, got {self.decay}"
+        return "" if self.window >= 0 else f"window must be at least 0, got {self.window}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TierCache(Pass):
     """Keep the keys and values of all but the newest tokens in few bits, and those of the important ones in more.
@@ -56,11 +71,11 @@ class TierCache(Pass):
     Fidelity: lossy for tokens beyond the newest. What a call's own tokens give each other, and with it a prompt that starts a
         sequence, is computed as without the pass. The contents of a cache follow from the calls that filled it.
 
-    Source: Yang et al., No Token Left Behind: Reliable KV Cache Compression via Importance-Aware Mixed Precision Quantization,
-        2024, arXiv 2402.18096 (MiKV); importance as in Zhang et al., H2O, 2023, arXiv 2306.14048. Differs from the paper in:
-        important tokens hold more bits of what their few bits leave over, so that no token is encoded twice; tokens compete
-        when a group of them leaves the newest ones; the share of important ones is that of the tokens so far, not of a cache
-        of fixed size.
+    Source: Yang et al., No Token Left Behind: Reliable KV Cache Compression via Importance-Aware Mixed Precision
+        Quantization, 2024, arXiv 2402.18096 (MiKV); importance as in Zhang et al., H2O, 2023, arXiv 2306.14048, and forgotten
+        by and by as in A2SF, Jo and Shin, 2024, arXiv 2407.20485. Differs from the paper in: important tokens hold more bits
+        of what their few bits leave over, so that no token is encoded twice; tokens compete when a group of them leaves the
+        newest ones; the share of important ones is that of the tokens so far, not of a cache of fixed size.
 
     Cost: bytes of the caches, and what a step reads of them; the conversion of codes to numbers and the scores of tokens are
         added. A prompt's attention is computed again for the scores, of `window` queries if that is not 0.
@@ -72,6 +87,7 @@ class TierCache(Pass):
         residual: the newest tokens that are kept as they are, at least 0.
         group_size: tokens that are encoded together: 8, 16 or 32.
         balance: scale channels by the first call's tokens; a first call of one token tells little.
+        decay: ratio of a token's importance that is left after each further token, above 0; 1 to forget nothing, as H2O.
         window: of each call only the last so many queries count for importance; 0 for all.
         layers: numbers of the layers to rewrite, counted from 0; None for all.
 
@@ -90,7 +106,8 @@ class TierCache(Pass):
     residual: int = 128
     group_size: int = 32
     balance: bool = True
-    window: int = 0
+    decay: float = 0.98
+    window: int = 64
     layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -108,6 +125,8 @@ class TierCache(Pass):
                 f"{self.name}: important={self.important} of groups of {self.group_size} tokens is less than one: give 0, or "
                 f"at least {1 / self.group_size:g}"
             )
+        if not 0 < self.decay <= 1:
+            raise OptionError(f"{self.name}: decay must be above 0 and at most 1, got {self.decay}")
         for option in ("residual", "window"):
             if getattr(self, option) < 0:
                 raise OptionError(f"{self.name}: {option} must be at least 0, got {getattr(self, option)}")
@@ -153,6 +172,7 @@ class TierCache(Pass):
             "layer": site.layer,
             **asdict(tiers),
             "balanced": self.balance,
+            "decay": self.decay,
             "window": self.window,
             "bytes_per_token": taken,
             "bytes_per_sequence": bytes_per_sequence(site, tiers),
@@ -178,17 +198,17 @@ class TierCache(Pass):
         for decision in plan.decisions:
             node = places.once(decision.where)
             site = site_of(result, node, layers[node]) if node in layers else "it is no attention over a cache"
-            tiers, balanced, window = self._planned(decision)
+            tiers, weighing = self._planned(decision)
             reason = site if isinstance(site, str) else _why_not(site, tiers)
             if isinstance(site, str) or reason:
                 raise PlanError(f"{self.name}: %{decision.where} cannot be kept in two tiers: {reason}")
-            made |= _rewrite(result, site, tiers, balanced, window)
+            made |= _rewrite(result, site, tiers, weighing)
             gone += site.caches
         exchange_states(result, gone, made)
         return result
 
-    def _planned(self, decision: Decision) -> tuple[Tiers, bool, int]:
-        """Return the format that a decision says, whether keys are balanced, and the window.
+    def _planned(self, decision: Decision) -> tuple[Tiers, _Weighing]:
+        """Return the format that a decision says, and how importance is found.
 
         Raises:
             PlanError: it says none.
@@ -196,18 +216,18 @@ class TierCache(Pass):
         detail, where = decision.detail, f"the decision about %{decision.where}"
         try:
             tiers = Tiers(*(int(detail[field.name]) for field in fields(Tiers)))
-            balanced, window = bool(detail["balanced"]), int(detail["window"])
+            weighing = _Weighing(bool(detail["balanced"]), float(detail["decay"]), int(detail["window"]))
         except KeyError as error:
             raise PlanError(f"{self.name}: {where} does not say {error}") from error
         except (TypeError, ValueError) as error:
             raise PlanError(f"{self.name}: {where} is of no format: {error}") from error
-        problem = tiers.problem() or ("" if window >= 0 else f"window must be at least 0, got {window}")
+        problem = tiers.problem() or weighing.problem()
         if problem:
             raise PlanError(f"{self.name}: {where} is of no format: {problem}")
-        return tiers, balanced, window
+        return tiers, weighing
 
 
-def _rewrite(program: Program, site: Site, tiers: Tiers, balanced: bool, window: int) -> dict[fx.Node, fx.Node]:
+def _rewrite(program: Program, site: Site, tiers: Tiers, weighing: _Weighing) -> dict[fx.Node, fx.Node]:
     """Let a layer keep keys and values in two tiers; return the new states, and their values for the next call."""
     given, form = arguments(site.node), asdict(tiers)
     k, v = (append.args[1] for append in site.appends)
@@ -220,9 +240,13 @@ def _rewrite(program: Program, site: Site, tiers: Tiers, balanced: bool, window:
     with program.graph.inserting_before(site.node):
         both = call(dialect.kv_tiered_attention, *new, past, *states, scale=given["scale"], **form)
         out, lse = (call(operator.getitem, both, at) for at in range(2))
-        masses = call(dialect.kv_tiered_mass, *new[:2], lse, past, *states, scale=given["scale"], window=window, **form)
+        masses = call(
+            dialect.kv_tiered_mass, *new[:2], lse, past, *states, scale=given["scale"], window=weighing.window, **form
+        )
         mass = [call(operator.getitem, masses, at) for at in range(3)]
-        after = call(dialect.kv_tiered_append, *new, past, *mass, *states, balanced=balanced, **form)
+        after = call(
+            dialect.kv_tiered_append, *new, past, *mass, *states, decay=weighing.decay, balanced=weighing.balanced, **form
+        )
         values = {state: call(operator.getitem, after, at) for at, state in enumerate(states)}
     site.node.replace_all_uses_with(out)
     program.graph.erase_node(site.node)

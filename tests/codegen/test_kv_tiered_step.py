@@ -59,7 +59,7 @@ def program_of(
     out, lse = (made.call(operator.getitem, both, at) for at in range(2))
     masses = made.call(dialect.kv_tiered_mass, q, k, lse, past, *states, scale=0.3, window=window, **form, **given)
     mass = [made.call(operator.getitem, masses, at) for at in range(3)]
-    after = made.call(dialect.kv_tiered_append, q, k, v, past, *mass, *states, balanced=balanced, **form, **given)
+    after = made.call(dialect.kv_tiered_append, q, k, v, past, *mass, *states, decay=0.9, balanced=balanced, **form, **given)
     program = made.program(out, lse, *mass, *(made.call(operator.getitem, after, at) for at in range(len(STATES))))
     program.states = {name: 5 + at for at, name in enumerate(STATES)}
     names = [node.name for node in program.inputs]

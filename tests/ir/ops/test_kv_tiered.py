@@ -43,8 +43,8 @@ def empty(tiers: Tiers, batch: int = 1) -> list[torch.Tensor]:
 class Cache:
     """A cache that tokens are put into call by call."""
 
-    def __init__(self, tiers: Tiers, batch: int = 1, window: int = 0, balanced: bool = True) -> None:
-        self.tiers, self.window, self.balanced = tiers, window, balanced
+    def __init__(self, tiers: Tiers, batch: int = 1, window: int = 0, balanced: bool = True, decay: float = 1.0) -> None:
+        self.tiers, self.window, self.balanced, self.decay = tiers, window, balanced, decay
         self.states, self.past = empty(tiers, batch), torch.zeros(batch, dtype=torch.int64)
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -63,7 +63,7 @@ class Cache:
         """Return attention, and put the tokens in."""
         out, lse = self.attend(q, k, v)
         masses = edit(self.masses(q, k, lse, count))
-        options = {"balanced": self.balanced, "count": count, **asdict(self.tiers)}
+        options = {"balanced": self.balanced, "decay": self.decay, "count": count, **asdict(self.tiers)}
         self.states = list(dialect.kv_tiered_append(q, k, v, self.past, *masses, *self.states, **options))
         self.past = self.past + (k.shape[2] if count is None else count)
         return out
@@ -265,6 +265,18 @@ def test_the_best_of_pool_and_leaving_stay_and_ties_go_to_the_pool() -> None:
     scores += [9, 9, 8, 1, 7, 7, 1, 1]
     cache.call(*(t[:, :, 16:] for t in (q, k, v)), edit=edit)
     assert cache.pool() == [16, 3, 9, 15, 17, 18]
+
+
+def test_earlier_attention_is_forgotten() -> None:
+    """Scores fade by a factor for each new token that counts, and then get what the call gives."""
+    q, k, v = drawn(20)
+    cache = Cache(SMALL, decay=0.5)
+    cache.call(*(t[:, :, :16] for t in (q, k, v)))
+    before = cache["recent_score"][:, :, :16].clone()
+    last = tuple(t[:, :, 16:] for t in (q, k, v))
+    recent = cache.masses(*last[:2], cache.attend(*last)[1], torch.tensor([3]))[0]
+    cache.call(*last, count=torch.tensor([3]))
+    torch.testing.assert_close(cache["recent_score"][:, :, :16], before * 0.125 + recent[:, :, :16])
 
 
 def test_sequences_and_heads_do_not_touch_each_other() -> None:

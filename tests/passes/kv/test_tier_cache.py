@@ -158,17 +158,20 @@ def test_bytes_are_those_that_are_allocated(derived) -> None:
 
 def test_options_as_text(derived) -> None:
     """All of them come back, and layers can be chosen."""
-    step = parse_pass("tier-cache:low_bits=3,high=6,important=0.5,residual=16,group_size=16,balance=false,window=9,layers=1")
+    step = parse_pass(
+        "tier-cache:low_bits=3,high=6,important=0.5,residual=16,group_size=16,balance=false,decay=0.5,window=9,layers=1"
+    )
     assert parse_pass(format_pass(step)) == step
     (decision,) = step.plan(derived(), Context()).decisions
     assert decision.detail == {
         **{"layer": 1, "low_bits": 3, "fine_bits": 3, "residual": 16, "group_size": 16, "promoted": 8},
-        **{"balanced": False, "window": 9},
+        **{"balanced": False, "decay": 0.5, "window": 9},
         **{name: decision.detail[name] for name in ("bytes_per_token", "bytes_per_sequence")},
     }
     result = step.apply(derived(), step.plan(derived(), Context()))
     assert attentions(result) == ["kv_attention", "kv_tiered_attention"]
     assert next(calls(result.graph, dialect.kv_tiered_mass)).kwargs["window"] == 9
+    assert next(calls(result.graph, dialect.kv_tiered_append)).kwargs["decay"] == 0.5
     with pytest.raises(OptionError, match="layers must be 0 to 1, got 2"):
         TierCache(layers=(2,)).plan(derived(), Context())
 
@@ -183,6 +186,7 @@ def test_options_as_text(derived) -> None:
         ({"important": 0.01}, "important=0.01 of groups of 32 tokens is less than one: give 0, or at least 0.03125"),
         ({"group_size": 64}, "group_size must be 8, 16 or 32, got 64"),
         ({"residual": -1}, "residual must be at least 0, got -1"),
+        ({"decay": 1.2}, "decay must be above 0 and at most 1, got 1.2"),
         ({"window": -2}, "window must be at least 0, got -2"),
     ],
 )
@@ -207,7 +211,16 @@ def test_plans_edited_by_hand_are_obeyed(derived) -> None:
     assert append.args[7].meta["val"].shape[2] == 24 + 8
 
 
-FORM = {"low_bits": 2, "fine_bits": 6, "residual": 8, "group_size": 8, "promoted": 2, "balanced": True, "window": 0}
+FORM = {
+    "low_bits": 2,
+    "fine_bits": 6,
+    "residual": 8,
+    "group_size": 8,
+    "promoted": 2,
+    "balanced": True,
+    "decay": 1.0,
+    "window": 0,
+}
 
 
 @pytest.mark.parametrize(
@@ -220,6 +233,7 @@ FORM = {"low_bits": 2, "fine_bits": 6, "residual": 8, "group_size": 8, "promoted
         ({"detail": {**FORM, "promoted": 9}}, "promoted must be 0 to 8, got 9"),
         ({"detail": {**FORM, "window": "few"}}, "is of no format: invalid literal"),
         ({"detail": {**FORM, "window": -1}}, "window must be at least 0, got -1"),
+        ({"detail": {**FORM, "decay": 0}}, "decay must be above 0 and at most 1, got 0"),
     ],
 )
 def test_plans_that_do_not_fit(derived, change, message) -> None:

@@ -76,7 +76,7 @@ class CacheSweep:
         groups = [Setting(f"groups of {size}", (f"quantize-cache:group_size={size}",), "4 bits") for size in (64, 128)]
         windows = [Setting(f"window of {size}", (f"quantize-cache:residual={size}",), "4 bits") for size in (0, 32)]
         tiers = [
-            Setting(f"{bits} bits, {share:g} in 8", (f"tier-cache:low_bits={bits},important={share},window=64",), "two tiers")
+            Setting(f"{bits} bits, {share:g} in 8", (f"tier-cache:low_bits={bits},important={share}",), "two tiers")
             for bits, share in ((2, 0.25), (3, 0), (3, 0.0625), (3, 0.125), (3, 0.25), (4, 0.125))
         ]
         return [UNCHANGED, *uniform, *mixed, *groups, *windows, *tiers]
