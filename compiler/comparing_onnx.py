@@ -99,7 +99,16 @@ def _trials(program: Program) -> list[tuple[Mapping[str, int], int]]:
     found += zip(wanted, (2, 5, 9, 11), strict=False)
     long = long_sizes(program)
     # What is written in blocks is compared where there are several, unless that takes minutes.
-    return [*found, ({"batch": 2, **long}, 3)] if long and max(long.values()) <= LONGEST_TRIAL else found
+    return [*found, ({"batch": 2, **long}, 3)] if long and not not_compared(program) else found
+
+
+def not_compared(program: Program) -> str:
+    """Return what of a program's file is not compared with it, for people; "" if all is."""
+    longest = max(long_sizes(program).values(), default=0)
+    if longest <= LONGEST_TRIAL:
+        return ""
+    why = f"that takes {longest} tokens, and {LONGEST_TRIAL} are the most"
+    return f"attention over windows in several blocks is not compared: {why}"
 
 
 def _error(session: Any, program: Program, sizes: Mapping[str, int]) -> float:

@@ -23,7 +23,7 @@ from graphwright.ir.records import PassRecord
 from graphwright.passes.base import Context, Pass, Stage
 
 from .capturing import capture
-from .comparing_onnx import Trial, compare
+from .comparing_onnx import Trial, compare, not_compared
 from .compiled import Compiled
 from .exporting_cached import with_caches
 from .pipeline import DEFAULT_PASSES, run_passes
@@ -198,7 +198,7 @@ def _write(
         operators=dict(collections.Counter(node.op_type for node in made.graph).most_common()),
         weight_bytes=weight_bytes,
         file_bytes=file_bytes,
-        notes=tuple(program.notes),
+        notes=(*program.notes, *filter(None, [not_compared(program)] if check else [])),
         passes=done,
         trials=trials,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import sys
 import tempfile
 import time
@@ -11,7 +13,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import nn
 
@@ -40,6 +41,7 @@ class Window(nn.Module):
 
 def session(path: Path) -> Any:
     """Return a file as onnxruntime runs it on one thread."""
+    onnxruntime: Any = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -60,7 +62,7 @@ def minilm(folder: Path) -> None:
     """Compare our file with PyTorch's and with eager."""
     model = load_minilm().eval()
     ids = torch.randint(1000, 3000, (8, 128))
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     graphwright.export_onnx(model, folder / "ours.onnx", **given, check=False)
     size = torch.export.Dim.DYNAMIC
     shapes = {name: {0: size, 1: size} for name in given}
@@ -70,8 +72,8 @@ def minilm(folder: Path) -> None:
     for batch, tokens in ((1, 16), (1, 128), (8, 128)):
         part = {name: tensor[:batch, :tokens] for name, tensor in given.items()}
         feeds = {name: tensor.numpy() for name, tensor in part.items()}
-        ways = {name: lambda s=s, f=feeds: s.run(None, f) for name, s in sessions.items()}
-        show(f"MiniLM {batch} x {tokens}", {**ways, "eager": lambda p=part: model(**p)})
+        ways = {name: functools.partial(opened.run, None, feeds) for name, opened in sessions.items()}
+        show(f"MiniLM {batch} x {tokens}", {**ways, "eager": functools.partial(model, **part)})
 
 
 def windows(folder: Path) -> None:
@@ -89,7 +91,8 @@ def windows(folder: Path) -> None:
         sessions = {name: session(folder / f"{name}.onnx") for name in ("full", "blocks")}
         for tokens in (window, 4 * window, 1024, 4096):
             feeds = {name: np.random.randn(1, 8, tokens, 64).astype(np.float32) for name in "qkv"}
-            show(f"window {window}, {tokens} tokens", {n: lambda s=s, f=feeds: s.run(None, f) for n, s in sessions.items()})
+            ways = {name: functools.partial(opened.run, None, feeds) for name, opened in sessions.items()}
+            show(f"window {window}, {tokens} tokens", ways)
 
 
 def decoding(folder: Path) -> None:
@@ -117,7 +120,7 @@ def decoding(folder: Path) -> None:
             feeds: dict[str, Any] = {v.name: np.ones((1, v.shape[1], past, v.shape[3]), dtypes[v.type]) for v in given}
             feeds["input_ids"] = ids[:, :tokens].numpy()
             feeds["attention_mask"] = np.ones((1, past + tokens), np.int64)
-            ways[name] = lambda s=opened, f=feeds: s.run(None, f)
+            ways[name] = functools.partial(opened.run, None, feeds)
         show(f"{tokens} tokens after {past}", ways)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 import graphwright
 from graphwright.codegen.onnx import windows
 from graphwright.codegen.onnx.windows import Window, find_windows, long_sizes
+from graphwright.comparing_onnx import not_compared
 from graphwright.ir import dialect
 from graphwright.ir.program import Program, replace
 
@@ -73,6 +74,13 @@ def test_a_window_as_wide_as_the_longest_sequence_is_none() -> None:
     program.dimensions["tokens"] = dataclasses.replace(program.dimensions["tokens"], high=14)
     assert not find_windows(program)
     assert not long_sizes(program)
+
+
+def test_a_window_too_long_to_be_compared_is_named() -> None:
+    """Comparing several blocks of a wide window would take minutes: what is not compared is said."""
+    assert not not_compared(program_of(predicate=BACK))
+    wide = program_of(predicate="q - k >= 0 & k - q + 1500 >= 0")
+    assert "in several blocks is not compared: that takes 4505 tokens, and 2048 are the most" in not_compared(wide)
 
 
 def check(program: Program, path: Path) -> None:
