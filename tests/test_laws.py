@@ -65,12 +65,6 @@ LAWS: dict[str, Law] = {
         ("window=30", "window=20,sinks=10", "block=30"),
         (("window=2", "window=6", "window=18", "window=30"), ("block=3", "block=10", "block=30")),
     ),
-    "vertical-slash": Law(
-        "llama",
-        ("vertical=200,slash=200,minimum_tokens=2", "minimum_tokens=201"),
-        (tuple(f"vertical={keys},slash=30,minimum_tokens=2" for keys in (30, 90, 200)),),
-        tokens=200,
-    ),
     "quantize-cache": Law(
         "llama",
         ("bits=16", "bits=2,residual=128"),
@@ -170,7 +164,14 @@ def test_identity(name: str, options: str, workload: Callable[[str], Workload], 
     assert workload(name).error(result) <= (ROUNDING if plan.decisions else 0)
 
 
-@pytest.mark.parametrize(("name", "ladder"), [(name, ladder) for name in LAWFUL for ladder in LAWS[name].ladders])
+@pytest.mark.parametrize(
+    ("name", "ladder"),
+    [
+        pytest.param(name, ladder, marks=[pytest.mark.slow] if number else [])
+        for name in LAWFUL
+        for number, ladder in enumerate(LAWS[name].ladders)
+    ],
+)
 def test_error_falls_as_the_budget_grows(
     name: str, ladder: tuple[str, ...], workload: Callable[[str], Workload], changed: Callable[..., Any]
 ) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import graphwright
 from graphwright.ir.errors import OptionError, PassError
@@ -21,6 +23,7 @@ from graphwright.ir.ops import definition
 from graphwright.passes.base import Context
 from graphwright.passes.registry import format_pass, parse_pass
 from graphwright.pipeline import run_passes
+from graphwright.tools.cli import cli
 
 UPDATE = "GRAPHWRIGHT_UPDATE_GOLDEN"
 
@@ -70,23 +73,39 @@ def test_the_page_shows_the_example_whole(page: str, examples: Path) -> None:
     assert shown == [line for line in (examples / "skip_inactive.py").read_text().splitlines() if line]
 
 
-def test_the_session_prints_what_the_page_says(page: str, example: ModuleType, root: Path) -> None:
-    """The blocks run one after the other, and each is followed by what it prints."""
-    found = re.findall(r"^```python session\n(.*?)^```\n\n```text\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    assert page.count("```python") == len(found) + page.count("```python skip_inactive.py")
+def test_the_session_prints_what_the_page_says(
+    page: str, example: ModuleType, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks run one after the other, and each is followed by what it prints; no text if that is nothing."""
+    found = re.findall(r"^```(python|sh) session\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?", page, re.DOTALL | re.MULTILINE)
+    assert page.count("```python") + page.count("```sh") == len(found) + page.count("```python skip_inactive.py")
     names: dict[str, Any] = {"__name__": "session"}
     torch.manual_seed(1)
-    for block, expected in found:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(block, "session", "exec"), names)
+    monkeypatch.chdir(tmp_path)
+    for language, block, expected in found:
+        printed = run_python(block, names) if language == "python" else run_command(block)
         if os.environ.get(UPDATE):
-            page = page.replace(
-                f"{block}```\n\n```text\n{expected}```", f"{block}```\n\n```text\n{printed.getvalue().rstrip()}\n```"
-            )
+            page = page.replace(f"{block}```\n\n```text\n{expected}", f"{block}```\n\n```text\n{printed.rstrip()}\n")
             (root / "docs" / "writing-a-pass.md").write_text(page)
         else:
-            assert loosely(printed.getvalue()) == loosely(expected)
+            assert loosely(printed) == loosely(expected)
+
+
+def run_python(block: str, names: dict[str, Any]) -> str:
+    """Return what a block prints; it sees the names of those before."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block, "session", "exec"), names)
+    return printed.getvalue()
+
+
+def run_command(block: str) -> str:
+    """Return what a graphwright command prints."""
+    program, *arguments = shlex.split(block)
+    assert program == "graphwright"
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 @pytest.mark.parametrize("tokens", [1, 7])
