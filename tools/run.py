@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .building import ModelOptions, build_or_load, gather, model_options, signature_of
+from .costs import parse_sizes
 from .output import Command, check_output, console, json_option, print_json, progress, table, time_text, write_whole, writing
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     metavar="NAME=FILE",
     help="Take a tensor from a .npy or .safetensors file; FILE.safetensors alone gives all its tensors. May be repeated.",
 )
-@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="Size of another dimension; may be repeated.")
+@click.option("--size", "sizes", multiple=True, metavar="NAME=N,...", help="Sizes of dimensions; may be repeated.")
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Timed calls, after the first.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the results to this .safetensors file.")
 @model_options
@@ -50,7 +51,7 @@ def run(
     """
     if output is not None:
         check_output(output, ".safetensors", "--output")
-    wanted = _parse_sizes(sizes)
+    wanted = {name: number for found in parse_sizes(sizes) for name, number in found.items()}
     how = gather(options)
     built = build_or_load(model, how)
     compiled, original = built.compiled, built.model
@@ -78,16 +79,6 @@ def run(
         print_json(data)
     else:
         _show(data)
-
-
-def _parse_sizes(texts: tuple[str, ...]) -> dict[str, int]:
-    found = {}
-    for text in texts:
-        name, _, number = text.partition("=")
-        if not number.isdecimal():
-            raise click.BadParameter(f"expected NAME=N, got {text!r}", param_hint="--size")
-        found[name] = int(number)
-    return found
 
 
 def _tensors(
