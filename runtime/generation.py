@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -37,8 +37,8 @@ Streamer = Callable[[torch.Tensor], object]
 class _Batch:
     """What is known of each sequence."""
 
-    done: torch.Tensor
-    answers: list[list[int]] = field(default_factory=list)
+    done: list[bool]
+    answers: list[list[int]]
 
 
 class Generator:
@@ -166,7 +166,7 @@ class Generator:
         choose: Chooser,
         ending: Ending,
     ) -> Iterator[torch.Tensor]:
-        batch = _Batch(torch.zeros(len(prompts), dtype=torch.bool, device=prompts.device), [[] for _ in prompts])
+        batch = _Batch([False] * len(prompts), [[] for _ in range(len(prompts))])
         longest = int(lengths.max())
         for number in range(count):
             with torch.inference_mode(False), torch.no_grad():
@@ -178,7 +178,7 @@ class Generator:
                     scores = session.advance(longest + number, longest + count)
                 tokens = choose(scores[:, -1])
                 finished = self._finish(tokens, batch, ending)
-                session.ids[:, 0] = tokens
+                session.put(tokens)
             yield tokens
             if finished:
                 break
@@ -189,16 +189,15 @@ class Generator:
         """Pad what comes after an end, in place, and return whether all sequences are at their end."""
         if not ending.tokens and not ending.sequences:
             return False
-        if batch.done.any():
-            tokens[batch.done] = ending.padding
         for row, token in enumerate(tokens.tolist()):
             if batch.done[row]:
+                tokens[row] = ending.padding
                 continue
             answer = batch.answers[row]
             answer.append(token)
             if token in ending.tokens or any(tuple(answer[-len(s) :]) == s for s in ending.sequences):
                 batch.done[row] = True
-        return bool(batch.done.all())
+        return all(batch.done)
 
 
 def load_generator(
