@@ -94,6 +94,21 @@ def test_a_decoder_is_compiled_to_generate(built: Any, tmp_path: Path, capsys: p
     assert "graphwright.kv_append" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_passes_on_caches_are_measured(built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--measure --generate has stages of the program with caches too, with their bytes, and tables of them."""
+    built("llama").save_pretrained(tmp_path / "llama")
+    argv = ["compile", str(tmp_path / "llama"), "-o", str(tmp_path / "m.gw"), "--tokens", "60", "--generate", "--no-check"]
+    argv += ["--pass", "quantize-cache:residual=0", "--measure", "--threads", "1"]
+    stages = compiled_json(argv, capsys)["measured"]["decoding"]
+    assert [stage["name"] for stage in stages[:2]] == ["cached-decode", "quantize-cache:residual=0"]
+    assert stages[0]["quality"]["relative_error"] == 0
+    assert stages[1]["quality"]["kl"] > 0
+    assert stages[1]["predicted"]["state_bytes"] < stages[0]["predicted"]["state_bytes"]
+    assert cli.main(argv) == 0
+    assert "one token, batch=1, capacity=1024" in capsys.readouterr().out
+
+
 def test_options_reach_the_compiler(factories: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--dynamic none fixes all sizes, --pass adds a pass with its options, and --dtype converts the model."""
     path = tmp_path / "mlp.gw"

@@ -206,6 +206,16 @@ def test_programs_of_a_model_that_generates(built: Any, tmp_path: Path, capsys: 
     assert steps["ir"]["text"] == graphwright.load(path).graphs["step"]
 
 
+def test_diff_of_a_pass_on_caches(built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a pass changes of the program with caches is shown as of any other: states go, states come."""
+    built("llama").save_pretrained(tmp_path / "llama")
+    argv = [str(tmp_path / "llama"), "--no-check", "--tokens", "9", "--program", "step", "--pass", "quantize-cache", "--diff"]
+    found = inspected_json(argv, capsys)["diff"]
+    assert found["stage"] == "quantize-cache"
+    assert any("kv_append" in entry["before"] for entry in found["differences"] if entry["change"] == "removed")
+    assert any("kv_quantized_append" in entry["after"] for entry in found["differences"] if entry["change"] == "added")
+
+
 def test_what_a_file_cannot_show(mlp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file holds texts, not programs: --diff says so, and how to go on; --program asks for --generate."""
     assert cli.main(["inspect", str(mlp), "--diff"]) == 2
