@@ -38,13 +38,13 @@ def rows(root: Path) -> dict[str, list[str]]:
 
 def test_every_pass_has_a_row(rows: dict[str, list[str]], root: Path, tools: dict[str, ModuleType]) -> None:
     """A pass that is added, renamed or dropped needs both pages to be written anew; so does another option."""
-    assert list(rows) == list(PASSES)
+    assert list(rows) == list(PASSES), "run python tools/dev/pass_table.py"
     page = (root / "docs" / "passes" / "README.md").read_text()
     start, end = tools["index"].INDEX
     # Pages of passes come one by one, and links to them when the index is next written.
     texts = (page.partition(start)[2], tools["index"].index_text())
     kept, made = (re.sub(r"\[([^]]+)\]\(.*?\)", r"\1", text) for text in texts)
-    assert kept.partition(end)[0].strip() == made.strip()
+    assert kept.partition(end)[0].strip() == made.strip(), "run python tools/dev/pass_index.py"
 
 
 @pytest.mark.parametrize("name", ["attention-causal", "convnet"])
