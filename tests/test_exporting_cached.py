@@ -138,6 +138,8 @@ def test_what_cannot_generate_is_refused(captured: Any, plain: Any, tmp_path: Pa
         graphwright.export_onnx(plain, tmp_path / "m.onnx", passes=[Caches()])
     with pytest.raises(ExportError, match="keeps codes_0, which has no form in ONNX"):
         graphwright.export_onnx(plain, tmp_path / "m.onnx", passes=[Caches()], generate=True)
+    with pytest.raises(ExportError, match="takes last, which a file with past keys and values has no input for"):
+        exporting_cached.with_caches(plain, ["last-token"], Context())
     assert not list(tmp_path.iterdir())
 
 

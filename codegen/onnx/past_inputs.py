@@ -99,10 +99,13 @@ class _Rewriting:
         name = self.specs[node].name
         found = _CACHE.fullmatch(name)
         if node.name not in self.program.states:
+            if node not in (self.main, self.filled):
+                raise ExportError(f"the program takes {name}, which a file with past keys and values has no input for")
             return name
         if found is None:
             raise ExportError(
-                f"the program keeps {name}, which has no form in ONNX: what can be written are caches of keys and values"
+                f"the program keeps {name}, which has no form in ONNX: what can be written are caches of keys and values. "
+                "Export without the pass that keeps it"
             )
         return f"past_key_values.{found[2]}.{_WORDS[found[1]]}"
 
