@@ -24,7 +24,7 @@ from graphwright.ir.program import Program, calls
 from graphwright.passes.base import Context, Decision, Fidelity, Refusal
 from graphwright.passes.local import LocalPass, Places
 
-from .layers import not_chosen
+from .layers import not_chosen, why_no_attention
 from .searching import HeadAttention, observed, search
 from .tile_cost import break_even, dense_tiles
 
@@ -115,7 +115,7 @@ class VerticalSlash(LocalPass):
             return
         attentions = list(calls(program.graph, dialect.attention))
         if not attentions:
-            yield Refusal("", "there is no attention")
+            yield Refusal("", why_no_attention(program))
         reasons = [
             not_chosen(self.name, number, len(attentions), self.layers) or _reason(program, node)
             for number, node in enumerate(attentions)

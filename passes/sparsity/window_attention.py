@@ -20,7 +20,7 @@ from graphwright.ir.program import Program, calls
 from graphwright.passes.base import Context, Decision, Fidelity, Refusal
 from graphwright.passes.local import LocalPass, Places
 
-from .layers import not_chosen
+from .layers import not_chosen, why_no_attention
 
 COUNTED_AT = (1024, 4096, 16384)
 """Lengths at which a plan says how many pairs of a query and a key are left."""
@@ -93,7 +93,7 @@ class WindowAttention(LocalPass):
             yield Refusal("", "nothing is asked for: give a window, or a block")
             return
         if not attentions:
-            yield Refusal("", "there is no attention")
+            yield Refusal("", why_no_attention(program))
         for number, node in enumerate(attentions):
             reason = not_chosen(self.name, number, len(attentions), self.layers) or self._reason(program, node)
             if reason:
