@@ -1,5 +1,7 @@
 """A real sentence encoder, compiled, against the original: how fast, how much memory, and whether it finds the same.
 
+Then the encoder and a small language model with passes that make them do less work.
+
 python -m graphwright.tools.demo
 """
 
@@ -31,25 +33,29 @@ LOWEST_COSINE, LARGEST_DIFFERENCE = 0.99999, 1e-4
 def demo(context: click.Context, quick: bool, as_json: bool) -> None:
     """Embed every docstring of Python's standard library with all-MiniLM-L6-v2, by PyTorch and compiled, and compare.
 
+    Then run it, and a small language model, with passes that make them do less work, one by one and together.
+
     Exits with 1 if the embeddings differ by more than rounding.
     """
     with _progress() as tell:
         tell("loading torch")
+        from . import demo_less
         from .demo_outcome import stages, tables
         from .demo_run import run
 
         outcome = run(quick=quick, tell=tell)
+        less = demo_less.run(quick=quick, tell=tell)
     agree = outcome.cosine_min >= LOWEST_COSINE and outcome.largest_difference <= LARGEST_DIFFERENCE
     if as_json:
         from .bench.report import machine
 
-        print_json({"machine": machine(), "agree": agree, **dataclasses.asdict(outcome)})
+        print_json({"machine": machine(), "agree": agree, **dataclasses.asdict(outcome), "less": dataclasses.asdict(less)})
     else:
         shown = console()
         shown.print(_machine(), markup=False)
         for line in stages(outcome):
             shown.print(line, markup=False)
-        for part in tables(outcome):
+        for part in (*tables(outcome), *demo_less.tables(less)):
             shown.print(part)
         if not agree:
             shown.print(f"The embeddings differ: allowed are {LARGEST_DIFFERENCE:.0e} and a cosine of {LOWEST_COSINE}.")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from graphwright.tools import demo, demo_run, sentences
+from graphwright.tools import demo, demo_less, demo_run, sentences
 from graphwright.tools.demo_outcome import Outcome
 
 
@@ -106,6 +106,7 @@ def run_with(made: Outcome, monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
         return made
 
     monkeypatch.setattr(demo_run, "run", run)
+    monkeypatch.setattr(demo_less, "run", lambda **options: demo_less.Less([], [], "not here"))
     return demo.main(argv)
 
 
