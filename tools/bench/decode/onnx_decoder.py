@@ -40,8 +40,10 @@ class Cached(torch.nn.Module):
         cache: Any = DynamicCache()
         for layer in range(len(states) // 2):
             cache.update(states[2 * layer], states[2 * layer + 1], layer)
-        name = cache_parameter(self.model)
-        output = self.model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **{name: cache})
+        name, (batch, tokens) = cache_parameter(self.model), input_ids.shape
+        # A row for each sequence: onnxruntime's RotaryEmbedding does not broadcast angles over the batch.
+        positions = (states[0].shape[2] + torch.arange(tokens)).expand(batch, tokens)
+        output = self.model(input_ids=input_ids, position_ids=positions, use_cache=True, logits_to_keep=1, **{name: cache})
         return (output.logits, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
 
 
@@ -63,7 +65,7 @@ def exported_decoder(model: Any) -> Path:
             verbose=False,
         )
 
-    return kept(model, ("with cache", OPSET), f"decode-opset{OPSET}", export)
+    return kept(model, ("with cache and positions", OPSET), f"decode-opset{OPSET}", export)
 
 
 def onnx_decoder(case: Case) -> Run:
