@@ -52,6 +52,7 @@ class AttentionSpec:
         listed: 64 queries see the keys that lists name. A row of p_blocks, of blocks_row int32, is the number of blocks of 64
             keys (negative for all keys) and their first keys, descending; a row of p_columns, of columns_row int32, is the
             number of single keys and these. BLOCK_M and BLOCK_N are 64. No limits are told but causality.
+        fresh: if cached: sequences with tokens before this call are left out, and their outputs stay as they are.
         one: there is one query, and a program computes it for all heads that share a key head i_h, which are its rows: o_q
             counts them from the first. The query's own key and value, p_new_k and p_new_v, are put into the caches first.
         ring: the caches are rings: a token is in slot position % capacity, and slots are keys in the order in which they lie.
@@ -82,6 +83,7 @@ class AttentionSpec:
     ragged: bool = False
     cached: bool = False
     listed: bool = False
+    fresh: bool = False
     one: bool = False
     ring: bool = False
 

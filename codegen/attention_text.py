@@ -84,6 +84,9 @@ def _places(spec: AttentionSpec) -> Iterator[str]:
         yield f"query_length = {spec.group}"
     if spec.cached:
         yield "offset = tl.load(p_past + i_b).to(tl.int32)"
+        if spec.fresh:
+            yield "query_length = tl.where(offset == 0, query_length, 0)"
+            yield "offset = 0"
         yield f"key_length = tl.minimum(offset + {1 if spec.one else 'query_length'}, capacity)"
     key_head = "i_h" if spec.one or spec.group == 1 else f"(i_h // {spec.group})"
     first_head = f"(i_h * {spec.group})" if spec.one else "i_h"

@@ -78,11 +78,27 @@ def _append(program: Program, node: fx.Node, place: Place, sources: KernelSource
 
 
 def _attention(program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str) -> Sequence[KernelStep]:
+    return (attention_step(program, node, place, sources, device),)
+
+
+def attention_step(
+    program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str, *, continued: bool = False
+) -> KernelStep:
+    """Return the step of attention over a quantised cache.
+
+    Args:
+        program: the program.
+        node: the call.
+        place: tells where a tensor lies.
+        sources: takes the kernel's source.
+        device: the device type.
+        continued: leave the results of sequences without tokens before alone.
+    """
     given = arguments(node)
     q, k, v = (given[name] for name in "qkv")
     (batch, heads, queries, head_dim), (_, key_heads, _, value_dim) = program.shape(q), program.shape(v)
     _check(node, q.meta["val"].dtype, max(int(head_dim), int(value_dim)))
-    one, group = queries == 1, int(heads) // int(key_heads)
+    one, group = queries == 1 and not continued, int(heads) // int(key_heads)
     form = mask_form(node, given["predicate"], given["bias"])
     operands = mask_operands(program, given["operands"], place)
     # The kernel shows a query no key after its own in any case.
@@ -112,6 +128,7 @@ def _attention(program: Program, node: fx.Node, place: Place, sources: KernelSou
         operands=tuple(operands.values),
         softcap=given["softcap"] or None,
         sink=given["sink"] is not None,
+        continued=continued,
     )
     tensors = {"q": q, "k": k, "v": v, "out": node, "past": given["past"]}
     tensors |= {f"{x}_{state}": given[f"{x}_{state}"] for x in "kv" for state in _STATES}
@@ -128,8 +145,8 @@ def _attention(program: Program, node: fx.Node, place: Place, sources: KernelSou
     blocks = -(-int(rows) // block) if isinstance(rows, int) else f"({text(queries)} + {block - 1}) // {block}"
     reads = tuple(dict.fromkeys(a.buffer for a in ordered if isinstance(a, View) and a.buffer != place(node).buffer))
     provenance = provenance_of([node])
-    step = KernelStep(
-        node.name,
+    return KernelStep(
+        f"{node.name}_continued" if continued else node.name,
         sources.add("kv_quantized_attention", attention_body(spec), provenance),
         (blocks, size_text(key_heads if one else heads), size_text(batch)),
         ordered,
@@ -138,7 +155,6 @@ def _attention(program: Program, node: fx.Node, place: Place, sources: KernelSou
         (place(node).buffer,),
         provenance,
     )
-    return (step,)
 
 
 def _tile(rows: int, smallest: int) -> int:

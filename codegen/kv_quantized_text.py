@@ -57,6 +57,7 @@ class QuantizedSpec:
         operands: names of parameters that these two read.
         softcap: None for none.
         sink: whether there are sinks.
+        continued: leave the outputs of sequences without tokens before alone; not if `one`.
     """
 
     head_dim: int
@@ -72,6 +73,7 @@ class QuantizedSpec:
     operands: tuple[str, ...] = ()
     softcap: float | None = None
     sink: bool = False
+    continued: bool = False
 
     @cached_property
     def key_pieces(self) -> tuple[Piece, ...]:
@@ -169,6 +171,8 @@ def _places(spec: QuantizedSpec) -> Iterator[str]:
         yield f"key_head = i_h // {spec.heads}"
         yield f"row = i_b.to(tl.int64) * (tl.num_programs(1) // {spec.heads}) + key_head"
     yield "past = tl.load(p_past + i_b).to(tl.int32)"
+    if spec.continued:
+        yield "query_length = tl.where(past > 0, query_length, 0)"
     yield f"key_length = past + {'1' if spec.one else 'query_length'}"
     yield f"quantised = tl.maximum(past - {spec.slots - spec.group}, 0) // {spec.group} * {spec.group}"
     head = f"(i_h * {spec.heads})" if spec.one else "i_h"

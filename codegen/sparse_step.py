@@ -166,9 +166,19 @@ def _index_steps(program: Program, node: fx.Node, place: Place, sources: KernelS
 # ---- the attention
 
 
-def _attention_steps(
-    program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str
+def attention_steps(
+    program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str, *, fresh: bool = False
 ) -> Sequence[KernelStep]:
+    """Return the steps of attention over listed keys: the dense one, the one with lists, or both, of which one runs.
+
+    Args:
+        program: the program.
+        node: the call.
+        place: tells where a tensor lies.
+        sources: takes the kernels' sources.
+        device: the device type.
+        fresh: compute sequences without tokens before alone, whose keys and values are those of this call.
+    """
     _unsupported(program, node)
     given = arguments(node)
     tokens = program.shape(given["q"])[2]
@@ -176,17 +186,25 @@ def _attention_steps(
     steps = []
     if runs != 1:
         dense = 1 if runs == 0 else f"1 - {runs}"
-        steps.append(_attention_step(program, node, place, sources, device, dense, listed=False))
+        steps.append(_attention_step(program, node, place, sources, device, dense, listed=False, fresh=fresh))
     if runs != 0:
-        steps.append(_attention_step(program, node, place, sources, device, runs, listed=True))
+        steps.append(_attention_step(program, node, place, sources, device, runs, listed=True, fresh=fresh))
     return steps
 
 
 def _attention_step(
-    program: Program, node: fx.Node, place: Place, sources: KernelSources, device: str, runs: Any, *, listed: bool
+    program: Program,
+    node: fx.Node,
+    place: Place,
+    sources: KernelSources,
+    device: str,
+    runs: Any,
+    *,
+    listed: bool,
+    fresh: bool,
 ) -> KernelStep:
     given = arguments(node)
-    cached = node.target is dialect.kv_sparse_attention
+    cached = "past" in given
     q, k, v = (given[name] for name in "qkv")
     (batch, heads, queries, head_dim), (_, key_heads, keys, value_dim) = program.shape(q), program.shape(v)
     form = mask_form(node, given["predicate"], given["bias"])
@@ -217,6 +235,7 @@ def _attention_step(
         sink=given["sink"] is not None,
         cached=cached,
         listed=listed,
+        fresh=fresh,
     )
     constants = attention_tiles(spec, device == "cuda", query_length=queries if isinstance(queries, int) else None)
     if device != "cuda":
@@ -257,7 +276,8 @@ def _listed_spans(form: MaskForm) -> Spans:
     return spans if plain else Spans(form.predicate, causal=True)
 
 
-def _accepts(reader: fx.Node, arg: fx.Node, stored: Stored, shape: tuple[Any, ...]) -> bool:
+def accepts(reader: fx.Node, arg: fx.Node, stored: Stored, shape: tuple[Any, ...]) -> bool:
+    """Whether the steps can read an argument where it lies; see `StepMaker`."""
     given = arguments(reader)
     if any(arg is given.get(name) for name in ("blocks", "columns", "past", "count")):
         wanted = contiguous_strides(shape)
@@ -266,8 +286,8 @@ def _accepts(reader: fx.Node, arg: fx.Node, stored: Stored, shape: tuple[Any, ..
 
 
 MAKERS = {
-    dialect.block_index: StepMaker(make=_index_steps, accepts=_accepts, scratch=_scratch),
-    dialect.sparse_attention: StepMaker(make=_attention_steps, accepts=_accepts, strides=result_strides),
-    dialect.kv_sparse_attention: StepMaker(make=_attention_steps, accepts=_accepts, strides=result_strides),
+    dialect.block_index: StepMaker(make=_index_steps, accepts=accepts, scratch=_scratch),
+    dialect.sparse_attention: StepMaker(make=attention_steps, accepts=accepts, strides=result_strides),
+    dialect.kv_sparse_attention: StepMaker(make=attention_steps, accepts=accepts, strides=result_strides),
 }
 """Operation -> what makes its steps."""

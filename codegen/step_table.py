@@ -9,6 +9,7 @@ from torch import fx
 from . import (
     attention_step,
     embedding_step,
+    kv_quantized_sparse_step,
     kv_quantized_step,
     kv_ring_step,
     kv_step,
@@ -25,6 +26,7 @@ STEP_MAKERS: dict[Any, StepMaker] = {
     **packing_step.MAKERS,
     **kv_step.MAKERS,
     **kv_quantized_step.MAKERS,
+    **kv_quantized_sparse_step.MAKERS,
     **kv_ring_step.MAKERS,
     **kv_tiered_step.MAKERS,
     **merge_step.MAKERS,

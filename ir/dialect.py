@@ -11,6 +11,7 @@ from .ops.definition import NAMESPACE, Operation, operations
 from .ops.glu import ACTIVATIONS, glu
 from .ops.kv import kv_append, kv_attention
 from .ops.kv_quantized import kv_quantized_append, kv_quantized_attention
+from .ops.kv_quantized_sparse import kv_quantized_sparse_attention
 from .ops.kv_ring import kv_ring_append, kv_ring_attention, kv_ring_read
 from .ops.kv_static import kv_static_attention
 from .ops.kv_tiered import kv_tiered_append, kv_tiered_attention, kv_tiered_mass
@@ -32,6 +33,7 @@ __all__ = [
     "kv_attention",
     "kv_quantized_append",
     "kv_quantized_attention",
+    "kv_quantized_sparse_attention",
     "kv_ring_append",
     "kv_ring_attention",
     "kv_ring_read",

@@ -177,3 +177,23 @@ def test_a_trained_model_writes_the_same_text_from_eight_bits() -> None:
     ]
     assert abs(losses[1] / losses[0] - 1) < 1e-3
     assert abs(losses[2] / losses[0] - 1) < 1e-2
+
+
+def test_sparse_prompts_and_small_caches_compose(compiled, families, built) -> None:
+    """Prompts see listed keys, tokens a cache of few bits: with all keys listed it is the cache alone."""
+    ids = prompts(2, 200)
+    sample = families["llama"].sample(2, 9, 0)
+    cache = f"quantize-cache:bits=8,{SMALL}"
+
+    def made(*passes: str):
+        return graphwright.compile(built("llama"), passes=passes, check=False, generate=True, **sample)
+
+    few, all_keys = (
+        made("vertical-slash:vertical=30,slash=30,minimum_tokens=64", cache),
+        made("vertical-slash:vertical=200,slash=200,minimum_tokens=64", cache),
+    )
+    wanted = scores(compiled("llama", cache), ids, 190)
+    assert (scores(all_keys, ids, 190) - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    assert (scores(few, ids, 190) - wanted).abs().max() > 1e-4 * wanted.abs().max()
+    answer = few.generate(ids[:, :190], max_new_tokens=4, eos_token_id=())
+    assert answer.shape == (2, 194)

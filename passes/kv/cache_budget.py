@@ -100,7 +100,7 @@ def _with_one(program: Program, site: Site, form: CacheFormat) -> Program:
     """Return the program with one layer in a format."""
     result = program.copy()
     node = attentions(result)[site.layer]
-    found = site_of(result, node, site.layer)
+    found = site_of(result, node, site.layer, lists=True)
     assert isinstance(found, Site)
     exchange_states(result, found.caches, rewrite(result, found, form))
     return result

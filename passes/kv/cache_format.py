@@ -163,9 +163,18 @@ def attentions(program: Program) -> list[fx.Node]:
     return [node for node, name in names if name.startswith("kv_") and name.endswith("attention")]
 
 
-def site_of(program: Program, node: fx.Node, layer: int) -> Site | str:
-    """Return an attention as a site, or why it is none."""
-    if node.target is not dialect.kv_attention:
+def site_of(program: Program, node: fx.Node, layer: int, *, lists: bool = False) -> Site | str:
+    """Return an attention as a site, or why it is none.
+
+    Args:
+        program: with caches.
+        node: an attention over a cache.
+        layer: its number.
+        lists: whether an attention whose prompts see listed keys may be one.
+    """
+    if node.target is dialect.kv_sparse_attention and not lists:
+        return "its prompts see listed keys, which no cache of this format knows of"
+    if node.target not in (dialect.kv_attention, dialect.kv_sparse_attention):
         return "its cache is of another format already"
     given = arguments(node)
     appends = (given["k"], given["v"])
@@ -203,12 +212,13 @@ def rewrite(program: Program, site: Site, form: CacheFormat) -> dict[fx.Node, fx
             ]
         )
     options = {"bits": form.bits, "group": form.group_size}
-    kept = {name: value for name in ("predicate", "bias", "softcap") if (value := given[name])}
+    kept = {name: value for name in ("predicate", "bias", "softcap", "minimum_tokens") if (value := given.get(name))}
+    lists = [given[name] for name in ("blocks", "columns") if name in given]
     values: dict[fx.Node, fx.Node] = {}
     with program.graph.inserting_before(site.node):
         attention = program.call(
-            dialect.kv_quantized_attention,
-            *(given["q"], *new, given["past"], *states[0], *states[1], given["operands"], given["sink"]),
+            dialect.kv_quantized_sparse_attention if lists else dialect.kv_quantized_attention,
+            *(given["q"], *new, given["past"], *states[0], *states[1], *lists, given["operands"], given["sink"]),
             like=site.node,
             **options,
             **kept,
@@ -224,7 +234,7 @@ def rewrite(program: Program, site: Site, form: CacheFormat) -> dict[fx.Node, fx
     return values
 
 
-def each_site(program: Program) -> Iterator[tuple[int, fx.Node, Site | str]]:
-    """Yield the number, the node and the site of each attention over a cache, or why it is none."""
+def each_site(program: Program, *, lists: bool = False) -> Iterator[tuple[int, fx.Node, Site | str]]:
+    """Yield the number, the node and the site of each attention over a cache, or why it is none; see `site_of`."""
     for layer, node in enumerate(attentions(program)):
-        yield layer, node, site_of(program, node, layer)
+        yield layer, node, site_of(program, node, layer, lists=lists)

@@ -101,7 +101,7 @@ class QuantizeCache(Pass):
         if not program.states:
             return Plan(self.name, (), (Refusal("", "the program has no caches"),))
         sites, refusals = [], []
-        for layer, node, found in each_site(program):
+        for layer, node, found in each_site(program, lists=True):
             if not self._wanted(layer, len(attentions(program))):
                 continue
             reason = found if isinstance(found, str) else self._why_not(found, layer)
@@ -131,7 +131,7 @@ class QuantizeCache(Pass):
         made: dict[fx.Node, fx.Node] = {}
         for decision in plan.decisions:
             node = places.once(decision.where)
-            site = site_of(result, node, layers[node]) if node in layers else "it is no attention over a cache"
+            site = site_of(result, node, layers[node], lists=True) if node in layers else "it is no attention over a cache"
             form = self._planned(decision.detail, decision.where)
             reason = site if isinstance(site, str) else form.why_not(site)
             if isinstance(site, str) or reason:
@@ -194,7 +194,9 @@ class QuantizeCache(Pass):
         assert self.budget_bytes_per_token is not None
         chosen = {site.layer for site in sites}
         rest = sum(
-            found.bytes_per_token for layer, _, found in each_site(program) if isinstance(found, Site) and layer not in chosen
+            found.bytes_per_token
+            for layer, _, found in each_site(program, lists=True)
+            if isinstance(found, Site) and layer not in chosen
         )
         forms = {bits: self._format(bits) for bits in self.candidates}
         costs = [{EXACT: s.bytes_per_token, **{b: f.bytes_per_token(s) for b, f in forms.items()}} for s in sites]

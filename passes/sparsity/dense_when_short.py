@@ -15,7 +15,11 @@ from graphwright.ir.program import Program, calls
 from graphwright.passes.base import Context, Decision, Fidelity, Refusal
 from graphwright.passes.local import LocalPass, Places
 
-DENSE = {dialect.sparse_attention: dialect.attention, dialect.kv_sparse_attention: dialect.kv_attention}
+DENSE = {
+    dialect.sparse_attention: dialect.attention,
+    dialect.kv_sparse_attention: dialect.kv_attention,
+    dialect.kv_quantized_sparse_attention: dialect.kv_quantized_attention,
+}
 """Attention over listed keys -> the same over all."""
 
 
@@ -56,9 +60,10 @@ class DenseWhenShort(LocalPass):
             raise PlanError(f"{self.name}: %{node.name} cannot see all keys: {reason}")
         given = arguments(node)
         lists = {"blocks", "columns", "minimum_tokens"}
-        tensors = [given[name] for name in ("q", "k", "v", "past", "operands", "sink") if name in given]
+        wanted: Any = DENSE[node.target]
+        tensors = [given[a.name] for a in wanted._schema.arguments if not a.kwarg_only]
         keywords = {name: value for name, value in node.kwargs.items() if name not in lists}
-        return program.call(DENSE[node.target], *tensors, like=node, **keywords)
+        return program.call(wanted, *tensors, like=node, **keywords)
 
 
 def _reason(program: Program, node: fx.Node) -> str | None:

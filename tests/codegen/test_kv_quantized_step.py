@@ -41,8 +41,14 @@ def program_of(builder, heads=4, key_heads=2, size=16, values=16, bits=4, dtype=
     read = [made.weight(f"w{at}", weight) for at, weight in enumerate(options.pop("weights", ()))]
     sink = made.weight("sink", options.pop("sink")) if "sink" in options else None
     form = {"bits": bits, "group": GROUP}
+    target, lists = dialect.kv_quantized_attention, []
+    if listed := options.pop("listed", None):
+        chosen = {name: [number] * heads for name, number in zip(("vertical", "slash", "fixed"), listed, strict=True)}
+        least = options["minimum_tokens"] = 70
+        index = made.call(dialect.block_index, q, new["k"], past, scale=0.3, minimum_tokens=least, **chosen)
+        target, lists = dialect.kv_quantized_sparse_attention, [made.call(operator.getitem, index, at) for at in range(2)]
     y = made.call(
-        dialect.kv_quantized_attention, q, *new.values(), past, *states.values(), read, sink, scale=0.3, **form,
+        target, q, *new.values(), past, *states.values(), *lists, read, sink, scale=0.3, **form,
         **{"predicate": "q - k >= 0", **options},
     )  # fmt: skip
     results = [y]
@@ -162,6 +168,21 @@ def test_parameters_may_be_float32(builder) -> None:
 def test_tokens_that_do_not_count_are_not_kept(builder) -> None:
     """A prompt's padding is neither quantised nor in the ring."""
     check(program_of(builder, counted=True), [0, 40], 90, count=[61, 90])
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 300])
+def test_prompts_may_see_listed_keys(builder, tokens) -> None:
+    """Sequences that start see what their lists name, or all keys in a short call; those that go on see the cache."""
+    check(program_of(builder, size=32, values=48, listed=(32, 40, False)), [0, 71, 0, 90], tokens)
+
+
+def test_lists_leave_keys_out(builder) -> None:
+    """Where a prompt is long enough, its result differs from the dense one, and that of a sequence that goes on does not."""
+    sparse, dense = (program_of(builder, **options) for options in ({"listed": (30, 30, False)}, {}))
+    given = drawn(dense, [0, 71], 400)
+    differ = (run(sparse, given)[0] - run(dense, given)[0]).abs().amax((1, 2, 3))
+    assert differ[0] > 1e-3
+    assert differ[1] < 1e-5
 
 
 def test_one_by_one_is_as_a_block(builder) -> None:
