@@ -33,12 +33,12 @@ ENCODER_WAYS: Mapping[str, tuple[str, ...]] = {
 
 DECODER_WAYS: Mapping[str, tuple[str, ...]] = {
     PLAIN: (),
-    "sparse prompt": ("vertical-slash:density=0.3",),
+    "sparse prompt": ("vertical-slash:vertical=30,slash=64",),
     "fewer layers": ("drop-layers:drop=1,unit=attention,score=leave-one-out",),
     "cache of 4 bits": ("quantize-cache:bits=4",),
     "cache of two tiers": ("tier-cache",),
     "all of it": (
-        "vertical-slash:density=0.3",
+        "vertical-slash:vertical=30,slash=64",
         "drop-layers:drop=1,unit=attention,score=leave-one-out",
         "quantize-cache:budget_bytes_per_token=768",
     ),

@@ -11,14 +11,22 @@ from graphwright.ir.errors import InputError
 from graphwright.passes.registry import parse_pass
 from graphwright.recipe import read_recipe
 from graphwright.tools import demo_less, reference
-from graphwright.tools.demo_less import PLAIN, PYTORCH, Less
+from graphwright.tools.demo_less import PLAIN, PYTORCH, DecoderWay, EncoderWay, Less
 from graphwright.tools.output import console
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def less() -> Less:
+    """What a run might have found."""
+    encoder = [EncoderWay(label, (), 10.0, 1.0, 1.0, 1.0) for label in (PYTORCH, PLAIN, "merged")]
+    decoder = [DecoderWay(label, (), 10.0, 1.0, 99.0, 1.0, 640.0, 0.0, 2.0, 1.0) for label in (PYTORCH, PLAIN, "small")]
+    return Less(encoder, decoder)
+
+
+@pytest.fixture(scope="module")
+def ran() -> Less:
     """A run with short texts, and one pass for each model."""
     before = torch.get_num_threads()
     # Where tests run side by side, threads would wait for each other.
@@ -34,9 +42,10 @@ def less() -> Less:
         torch.set_num_threads(before)
 
 
-def test_encoder_is_itself_until_tokens_are_merged(less: Less) -> None:
+@pytest.mark.slow
+def test_encoder_is_itself_until_tokens_are_merged(ran: Less) -> None:
     """As it is, embeddings are PyTorch's; with a fifth of the tokens merged they are near, and not the same."""
-    found = {way.label: way for way in less.encoder}
+    found = {way.label: way for way in ran.encoder}
     assert list(found) == [PYTORCH, PLAIN, "merged"]
     assert found[PLAIN].cosine > 0.99999
     assert found[PLAIN].overlap == 1
@@ -44,9 +53,10 @@ def test_encoder_is_itself_until_tokens_are_merged(less: Less) -> None:
     assert found[PYTORCH].ratio == 1
 
 
-def test_decoder_is_itself_but_for_its_cache(less: Less) -> None:
+@pytest.mark.slow
+def test_decoder_is_itself_but_for_its_cache(ran: Less) -> None:
     """As it is, loss and tokens are those of transformers; in 4 bits the loss is near and bytes are fewer."""
-    found = {way.label: way for way in less.decoder}
+    found = {way.label: way for way in ran.decoder}
     assert found[PLAIN].same_tokens == 1
     assert abs(found[PLAIN].loss - found[PYTORCH].loss) < 1e-4
     assert 0 < abs(found["small"].loss - found[PYTORCH].loss) < 0.1

@@ -216,6 +216,7 @@ def _parsed(options: str) -> dict[str, int]:
     return {name: int(value) for name, value in (item.split("=") for item in options.split(","))}
 
 
+@pytest.mark.slow
 def test_generating_and_exporting(built, families, tmp_path) -> None:
     """A model with a window generates what calls of it choose, and its ONNX file computes what it computes."""
     runtime = pytest.importorskip("onnxruntime")
