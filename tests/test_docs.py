@@ -23,7 +23,7 @@ def test_python_block_runs(block: str, tmp_path: Path) -> None:
     """A fenced Python block is a program that runs as it stands; Triton needs its kernels in a file."""
     path = tmp_path / "block.py"
     path.write_text(block)
-    result = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False, timeout=300)
+    result = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
