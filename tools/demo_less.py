@@ -38,8 +38,8 @@ DECODER_WAYS: Mapping[str, tuple[str, ...]] = {
     "cache of 4 bits": ("quantize-cache:bits=4",),
     "cache of two tiers": ("tier-cache",),
     "all of it": (
-        "vertical-slash:vertical=30,slash=64",
         "drop-layers:drop=1,unit=attention,score=leave-one-out",
+        "vertical-slash:vertical=30,slash=64",
         "quantize-cache:budget_bytes_per_token=768",
     ),
 }
@@ -49,7 +49,8 @@ TOKENS, BATCH, BATCHES, QUICK_BATCHES = 256, 8, 12, 2
 """Tokens of a text, texts of a call, and calls, for the encoder."""
 
 PROMPT, NEW, SEQUENCES, FORCED, QUICK_FORCED = 2048, 32, 4, 256, 32
-"""Tokens of a prompt, tokens that are generated; sequences that the loss is taken of, and tokens in each."""
+"""Tokens of a prompt, tokens that are generated; sequences that the loss is taken of, and tokens in each, behind 3/4 of a
+prompt."""
 
 ROUNDS, QUICK_ROUNDS = 7, 2
 
@@ -202,7 +203,7 @@ def _decoder(quick: bool, tell: Tell) -> list[DecoderWay]:
     model = reference.load_language_model()
     case = Case(model, prompts_of(model, 1, PROMPT + NEW, NEW), NEW, torch.get_num_threads())
     forced = QUICK_FORCED if quick else FORCED
-    length = PROMPT // 2 + forced
+    length = PROMPT * 3 // 4 + forced
     text = reference.held_out_ids(PROMPT + (SEQUENCES + 1) * length)[PROMPT:].view(-1, length)
     calibration = [{"input_ids": text[-1:]}]
     compiled = {}
@@ -265,8 +266,8 @@ def _continues(case: Case, compiled: Any) -> Callable[[], Decoded]:
 
 
 def _plain_loss(model: Any, text: torch.Tensor) -> float:
-    """Return the loss of the tokens behind half a prompt, in nats per token, by the original."""
-    start = PROMPT // 2
+    """Return the loss of the tokens behind most of a prompt, in nats per token, by the original."""
+    start = PROMPT * 3 // 4
     scores = model(input_ids=text).logits[:, start - 1 : -1]
     return F.cross_entropy(scores.flatten(0, 1), text[:, start:].flatten()).item()
 
@@ -274,7 +275,7 @@ def _plain_loss(model: Any, text: torch.Tensor) -> float:
 def _forced_loss(generator: Generator, text: torch.Tensor) -> float:
     """Return the same where the tokens go through the caches one by one, as in generating."""
     rows, length = text.shape
-    start = PROMPT // 2
+    start = PROMPT * 3 // 4
     session = Session(generator.step, rows, length)
     last = torch.full((rows,), start - 1)
     scores = generator.prefill(text[:, :start].contiguous(), session.past, *session.cache.tensors.values(), last)

@@ -23,7 +23,7 @@ from graphwright.ir.analyses.axes_state import (
     labels,
 )
 
-ATTENTION = ("scaled_dot_product_attention", "graphwright.attention")
+ATTENTION = ("scaled_dot_product_attention", "graphwright.attention", "graphwright.sparse_attention")
 FUSED_ATTENTION = (
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_flash_attention_for_cpu",
