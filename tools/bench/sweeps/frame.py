@@ -41,7 +41,7 @@ class Setting:
     Args:
         label: a few words, shown in its row and beside its point; unique in its series.
         passes: what changes the program, as texts such as "drop-layers:drop=2"; none for the unchanged program.
-        series: settings of one series are joined by a line, in their order.
+        series: settings of one series are joined by a line, from the least cost to the most.
         rival: who runs the unchanged model in our place: a name of `bench.models.rivals`, such as "eager"; "" for us.
     """
 

@@ -56,7 +56,8 @@ def _draw_trade(axes: Any, sweep: Sweep, ours: Sequence[Outcome], looks: dict[st
     for name, look in looks.items():
         line = [o for o in ours if o.setting.series == name]
         start = [o for o in single if not o.setting.passes][:1]
-        axes.plot(*_points(sweep, [*start, *line]), color=_colour(look), linewidth=1.4, alpha=0.6, zorder=2)
+        joined = sorted([*start, *line], key=lambda o: o.cost[sweep.x])
+        axes.plot(*_points(sweep, joined), color=_colour(look), linewidth=1.4, alpha=0.6, zorder=2)
         axes.scatter(*_points(sweep, line), color=_colour(look), marker=_marker(look), s=34, zorder=3, label=name)
         for outcome in line:
             _annotate(axes, sweep, outcome, _colour(look), look)
